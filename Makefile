@@ -1,0 +1,34 @@
+# The commands of this project. Everything is set up on a fresh machine by the command that needs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PREBUILT ?=
+
+.PHONY: run test lint bench engine clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> setting up $(VENV) (half a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+engine: $(STAMP)
+	@$(BIN)/llmrun engines install llamacpp $(if $(PREBUILT),--prebuilt) --if-missing
+
+run: engine
+	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/llmrun; else $(BIN)/llmrun "What is the capital of South Africa?"; fi
+
+test: engine
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: engine
+	@$(BIN)/python -m benchmarks
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,97 @@
+"""The table of engines: name -> where its factory is, and what it takes. Nothing is imported until used."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One row. `factory` is "module:attr" of `make_engine(spec)`; empty when the engine is not built yet."""
+
+    name: str
+    summary: str
+    factory: str = ""
+    level: Literal["tokens", "text"] = "tokens"
+    """`text` engines implement ChatService and skip the pipeline."""
+    models: tuple[str, ...] = ("gguf", "hf")
+    """Kinds of weights it can run (ModelCard.kind); `none` if it runs without a model."""
+    takes_argument: str = ""
+    """What stands after the colon in out=NAME:ARGUMENT (`FILE`, `host:port/model`)."""
+    instead: str = ""
+    """For an engine that is not built yet: what to use."""
+
+
+_ROWS = (
+    EngineEntry(
+        name="native",
+        summary="llmrun's own engine, CUDA and CPU",
+        models=("hf", "gguf"),
+        instead="out=llamacpp with a GGUF file",
+    ),
+    EngineEntry(
+        name="llamacpp",
+        summary="llama.cpp, GGUF on CPU and GPU",
+        models=("gguf",),
+        factory="runner.engines.llamacpp:make_engine",
+    ),
+    EngineEntry(name="vllm", summary="vLLM", models=("hf", "gguf"), instead="out=llamacpp with a GGUF file"),
+    EngineEntry(name="sglang", summary="SGLang", models=("hf",), instead="out=llamacpp with a GGUF file"),
+    EngineEntry(
+        name="trtllm", summary="TensorRT-LLM", models=("trtllm", "hf"), instead="out=llamacpp with a GGUF file"
+    ),
+    EngineEntry(name="mistralrs", summary="mistral.rs", models=("gguf", "hf"), instead="out=llamacpp with a GGUF file"),
+    EngineEntry(
+        name="triton",
+        summary="a model on a Triton server",
+        models=("none",),
+        takes_argument="//host:port/model",
+        instead="out=llamacpp with a GGUF file",
+    ),
+    EngineEntry(
+        name="dyn",
+        summary="remote workers found by discovery",
+        models=("none",),
+        takes_argument="//namespace.component.endpoint",
+        instead="a local engine, such as out=llamacpp",
+    ),
+    EngineEntry(
+        name="echo_core",
+        summary="repeats the prompt's tokens (tests the pipeline)",
+        models=("gguf", "hf"),
+        factory="runner.engines.echo:make_core",
+    ),
+    EngineEntry(
+        name="echo_full",
+        summary="repeats the last message's text (needs no model)",
+        level="text",
+        models=("none", "gguf", "hf"),
+        factory="runner.engines.echo:make_full",
+    ),
+    EngineEntry(
+        name="pystr",
+        summary="your Python file, text in and out",
+        level="text",
+        models=("none", "gguf", "hf"),
+        takes_argument="FILE.py",
+        factory="runner.engines.python_file:make_pystr",
+    ),
+    EngineEntry(
+        name="pytok",
+        summary="your Python file, token ids in and out",
+        models=("gguf", "hf"),
+        takes_argument="FILE.py",
+        factory="runner.engines.python_file:make_pytok",
+    ),
+    EngineEntry(
+        name="mocker",
+        summary="simulated timing of a GPU engine (load tests)",
+        models=("gguf", "hf"),
+        factory="runner.engines.mocker:make_engine",
+    ),
+)
+
+ENGINES: dict[str, EngineEntry] = {row.name: row for row in _ROWS}
+ALIASES: dict[str, str] = {"llama_cpp": "llamacpp", "echo": "echo_full", "auto": "dyn"}
+"""Spellings of dynamo-run that mean one of the above."""

@@ -1,0 +1,63 @@
+"""RunOptions: all that one run was asked for, resolved (flag beats environment beats config file beats default).
+
+Plain data. The command line (cli.py) makes it; launch.py and the frontends read it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Field names are the long flags with underscores; the TOML file and LLMRUN_* variables use them too."""
+
+    model_path: str | None = None
+    model_name: str | None = None
+    model_config: str | None = None
+    chat_template: str | None = None
+    """A file, or the template itself."""
+    # engine
+    context_length: int | None = None
+    max_running: int | None = None
+    max_queue: int | None = None
+    threads: int | None = None
+    gpu_layers: int | None = None
+    kv_cache_block_size: int | None = None
+    tensor_parallel_size: int = 1
+    base_gpu_id: int = 0
+    num_nodes: int = 1
+    node_rank: int = 0
+    leader_addr: str | None = None
+    extra_engine_args: str | None = None
+    lora: tuple[str, ...] = ()
+    start_timeout_s: float = 600.0
+    no_restart: bool = False
+    # requests
+    request_template: str | None = None
+    system: str | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    lenient: bool = False
+    # http
+    http_host: str = "127.0.0.1"
+    http_port: int = 8080
+    http_workers: int = 1
+    api_key: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    cors_origins: tuple[str, ...] = ("*",)
+    tls_cert_path: str | None = None
+    tls_key_path: str | None = None
+    insecure: bool = False
+    """Allow a public address without a key."""
+    body_limit_mb: int = 45
+    drain_timeout_s: float = 30.0
+    # text and batch
+    plain: bool = False
+    output: str | None = None
+    resume: bool = False
+    concurrency: int | None = None
+    # all
+    verbose: int = 0
