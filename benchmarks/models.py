@@ -1,7 +1,7 @@
 """Random-weight GGUF models of any size, for benchmarks and tests: real tensors, real tokenizer, no sense.
 
-Owns: the shapes of a Llama-architecture model and a byte-level BPE vocabulary whose merges are made up. Does not know who
-measures with it. Same arguments, same file.
+Owns: the shapes of a Llama-architecture model and a byte-level BPE vocabulary whose merges are made up. Does not know
+who measures with it. Same arguments, same file.
 
     python -m benchmarks.models model.gguf                       # 134M parameters, q8_0 (the size that RESULTS.md uses)
     python -m benchmarks.models tiny.gguf --dim 64 --layers 2 --ffn 128 --vocab 1024 --heads 2 --dtype f32
