@@ -1,0 +1,89 @@
+"""What people read on stderr: notes, errors, a spinner. Answers go to stdout and never pass here.
+
+Colours only on a terminal, and never with NO_COLOR. rich is imported only when a spinner is really shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import AsyncIterator
+from typing import TextIO
+
+from model_cards.errors import CardError
+from runner.errors import EngineStartFailed, LlmrunError, UsageError
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_LOG_TAIL_LINES = 20
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that wants colours."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def style(text: str, code: str, stream: TextIO) -> str:
+    """Text in an ANSI style (`2` dim, `1;31` bold red), plain where colours are not wanted."""
+    return f"\x1b[{code}m{text}\x1b[0m" if colours(stream) else text
+
+
+def say(message: str) -> None:
+    """A note, in one line, to stderr."""
+    _write(style(message, "2", sys.stderr))
+
+
+def warn(message: str) -> None:
+    """A warning to stderr."""
+    _write(style("warning: ", "1;33", sys.stderr) + message)
+
+
+def report(error: BaseException, *, verbose: int = 0) -> int:
+    """Print an error for people and return the exit code. With -vv the traceback comes first."""
+    if verbose >= 2:
+        _write("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, EngineStartFailed) and error.log_tail:
+        tail = error.log_tail.rstrip().splitlines()[-_LOG_TAIL_LINES:]
+        _write(style("the engine's last log lines:", "2", sys.stderr))
+        _write("\n".join(f"  {line}" for line in tail))
+    _write(style("error: ", "1;31", sys.stderr) + _message(error))
+    if isinstance(error, EngineStartFailed) and error.hint:
+        _write(style("fix: ", "1;32", sys.stderr) + error.hint)
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, LlmrunError | CardError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (this is a bug of llmrun; -vv shows where)"
+
+
+def _write(text: str) -> None:
+    # A closed stderr must not turn a message into a crash.
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.asynccontextmanager
+async def spinner(message: str, *, delay_s: float = 0.3) -> AsyncIterator[None]:
+    """A spinner on stderr while the body runs, if stderr is a terminal and the body takes longer than `delay_s`."""
+    if not colours(sys.stderr):
+        yield
+        return
+    task = asyncio.create_task(_spin(message, delay_s))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _spin(message: str, delay_s: float) -> None:
+    await asyncio.sleep(delay_s)
+    from rich.console import Console
+
+    with Console(stderr=True).status(message):
+        await asyncio.Event().wait()

@@ -1,0 +1,19 @@
+"""Logging of the launcher: to stderr, quiet by default; -v says more, -vv everything. stdout is for answers only."""
+
+from __future__ import annotations
+
+import logging
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_NOISY = ("asyncio", "aiohttp", "filelock", "httpx", "httpcore", "huggingface_hub", "markdown_it", "urllib3")
+
+
+def set_up(verbose: int) -> None:
+    """Log to stderr at the level of -v. Libraries stay one level quieter than we are."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_LEVELS[min(verbose, 2)])
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(_LEVELS[max(min(verbose, 2) - 1, 0)])
