@@ -1,131 +1,199 @@
-"""Which frontend and which engine a run gets, and why: from in=/out= if given, else by terminal and by model.
+"""One choice (answer) of one request: token ids of the engine -> text, stops, log-probabilities.
 
-Owns the words of in= and out= and the messages for those that are unknown or not built. Starts nothing.
+Owns detokenization, stop strings and what is held back. Knows no engine and no other choice. Without stop strings a
+delta is decoded in one go; with them, token by token, so that the answer is the same however the engine cut its deltas:
+
+    tokens   | shown | held (their text may become a stop string, or is half a character) | to come
 """
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from model_cards.card import ModelCard
-from runner.config_file import did_you_mean
-from runner.engines import ALIASES, ENGINES, EngineEntry
-from runner.errors import UsageError
-from runner.frontends import FRONTENDS, NOT_BUILT
+from model_cards.detokenizer import Detokenizer
 
-ENTRY_POINTS = "llmrun.engines"
-_FRONTEND_ARGUMENTS = {"batch": "FILE.jsonl"}
-_BY_KIND = {"gguf": "llamacpp", "hf": "native", "trtllm": "trtllm"}
-_KIND_NAMES = {"gguf": "a GGUF file", "hf": "a Hugging Face folder", "trtllm": "a TensorRT-LLM engine", "none": "none"}
+from runner.errors import EngineFailed
+from runner.stops import StopMatcher, StopStrings
+from runner.types import ChatRequest, TextDelta, TextLogprob, TokenDelta, TokenLogprob
+
+if TYPE_CHECKING:
+    from model_cards.tokenizer import Tokenizer
 
 
-class FrontendChoice(NamedTuple):
-    """`in=NAME:ARGUMENT` and the reason for it."""
+class _Held(NamedTuple):
+    """A token that is not shown yet; its text is characters [start, end) of the choice's text."""
 
-    name: str
-    argument: str
-    why: str
-
-
-class EngineChoice(NamedTuple):
-    """`out=NAME:ARGUMENT`, its row of the table, and the reason for it."""
-
-    entry: EngineEntry
-    argument: str
-    why: str
+    token_id: int
+    logprob: TokenLogprob | None
+    start: int
+    end: int
 
 
-def choose_frontend(
-    source: str | None, *, terminal: bool, has_prompt: bool = False, follower: bool = False
-) -> FrontendChoice:
-    """The frontend. `terminal`: a person is at both ends; `follower`: this is not node 0 of several.
+class Choice:
+    """Follows one stream. Feed `push` each delta; it returns what can be shown, or None. Done when `is_finished`."""
 
-    Raises UsageError for a word that is unknown, not built, or lacks its argument.
-    """
-    if source is not None:
-        return _named_frontend(source)
-    if follower:
-        return FrontendChoice("none", "", "node 0 has the frontend")
-    if has_prompt:
-        return FrontendChoice("stdin", "", "PROMPT is given: one answer")
-    if terminal:
-        return FrontendChoice("text", "", "this is a terminal")
-    return FrontendChoice("stdin", "", "stdin is not a terminal")
-
-
-def _named_frontend(source: str) -> FrontendChoice:
-    name, _, argument = source.partition(":")
-    needs = _FRONTEND_ARGUMENTS.get(name)
-    if name in NOT_BUILT:
-        raise UsageError(f"in={name} is not built yet; instead: {NOT_BUILT[name]}")
-    if name not in FRONTENDS:
-        allowed = ", ".join([*FRONTENDS, *NOT_BUILT])
-        raise UsageError(f"unknown in={name}{did_you_mean(name, [*FRONTENDS, *NOT_BUILT])}; allowed: {allowed}")
-    if needs and not argument:
-        raise UsageError(f"in={name} needs a file: in={name}:{needs}")
-    if argument and not needs:
-        raise UsageError(f"in={name} takes nothing after a colon; got {argument!r}")
-    return FrontendChoice(name, argument, "asked for")
-
-
-def name_engine(target: str) -> EngineChoice:
-    """The engine that out=TARGET names. Raises UsageError for one that is unknown, not built or lacks its argument."""
-    name, _, argument = target.partition(":")
-    entry = ENGINES.get(ALIASES.get(name, name)) or _third_party(name)
-    if entry is None:
-        known = [*ENGINES, *_third_party_names()]
-        raise UsageError(f"unknown out={name}{did_you_mean(name, [*known, *ALIASES])}; allowed: {', '.join(known)}")
-    if not entry.factory:
-        raise UsageError(f"out={entry.name} ({entry.summary}) is not built yet; instead: {entry.instead}")
-    if entry.takes_argument and not argument:
-        raise UsageError(f"out={entry.name} needs an argument: out={entry.name}:{entry.takes_argument}")
-    if argument and not entry.takes_argument:
-        raise UsageError(f"out={entry.name} takes nothing after a colon; got {argument!r}")
-    return EngineChoice(entry, argument, "asked for")
-
-
-def engine_for(card: ModelCard) -> EngineChoice:
-    """The engine for what the model is. Raises UsageError where none is built."""
-    entry = ENGINES.get(_BY_KIND.get(card.kind, ""))
-    if entry is None:
-        raise UsageError(f"{card.name} has no weights on this machine; name an engine, such as out=echo_full")
-    kind = _KIND_NAMES[card.kind]
-    if not entry.factory:
-        raise UsageError(
-            f"{card.source} is {kind}, which is what out={entry.name} is for, and that is not built yet; "
-            f"instead: {entry.instead}, such as the Hub id of a GGUF conversion of the same model"
-        )
-    return EngineChoice(entry, "", f"the model is {kind}")
-
-
-def check_fit(choice: EngineChoice, card: ModelCard) -> None:
-    """Raises UsageError if the engine cannot run this kind of model."""
-    models = choice.entry.models
-    if card.kind in models or models == ("none",):
-        return
-    wanted = " or ".join(_KIND_NAMES[kind] for kind in models if kind != "none")
-    fitting = [e.name for e in ENGINES.values() if e.factory and card.kind in e.models and e.level == "tokens"]
-    instead = f"; engines for {_KIND_NAMES[card.kind]}: {', '.join(fitting)}" if fitting and card.kind != "none" else ""
-    raise UsageError(
-        f"out={choice.entry.name} runs {wanted}; {card.source or card.name} is {_KIND_NAMES[card.kind]}{instead}"
+    __slots__ = (
+        "_detokenizer",
+        "_held",
+        "_ids",
+        "_logprobs",
+        "_matcher",
+        "_min_tokens",
+        "_produced",
+        "_request",
+        "_shown",
+        "_tokenizer",
+        "cached_tokens",
+        "index",
+        "is_finished",
+        "num_tokens",
     )
 
+    def __init__(
+        self, index: int, request: ChatRequest, prompt_ids: list[int], tokenizer: Tokenizer, stops: StopStrings | None
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        """Tokens that the engine made for the answer, a stop token included."""
+        self.cached_tokens = 0
+        self.is_finished = False
+        self._request = request
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids=prompt_ids, skip_special=request.skip_special_tokens)
+        self._matcher = StopMatcher(stops, include=request.include_stop_str_in_output) if stops is not None else None
+        self._min_tokens = request.min_tokens
+        self._ids: list[int] = []
+        self._logprobs: list[TextLogprob] | None = None
+        self._held: list[_Held] = []
+        self._produced = 0
+        self._shown = 0
 
-def _third_party_names() -> list[str]:
-    return sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)})
+    def push(self, delta: TokenDelta) -> TextDelta | None:
+        """The new text of this choice. A delta without text is kept for the next one, unless it is the last."""
+        if delta.cached_tokens is not None:
+            self.cached_tokens = delta.cached_tokens
+        if self._matcher is not None:
+            return self._push_carefully(delta, self._matcher)
+        ids = delta.token_ids
+        self.num_tokens += len(ids)
+        text = self._detokenizer.push(ids) if ids else ""
+        if delta.logprobs is not None:
+            self._add_logprobs(_aligned(delta))
+        if delta.finish is not None:
+            self._ids += ids
+            return self._finish(delta, text + self._detokenizer.flush())
+        if not text:
+            self._ids += ids
+            return None
+        if self._ids:
+            ids, self._ids = self._ids + ids, []
+        if self._logprobs is None:
+            return TextDelta(index=self.index, text=text, token_ids=ids)
+        logprobs, self._logprobs = self._logprobs, None
+        return TextDelta(index=self.index, text=text, token_ids=ids, logprobs=logprobs)
+
+    def _push_carefully(self, delta: TokenDelta, matcher: StopMatcher) -> TextDelta | None:
+        logprobs = _aligned(delta) if delta.logprobs is not None else None
+        pieces: list[str] = []
+        for place, token_id in enumerate(delta.token_ids):
+            piece = self._detokenizer.push((token_id,))
+            self.num_tokens += 1
+            start, self._produced = self._produced, self._produced + len(piece)
+            self._held.append(_Held(token_id, logprobs[place] if logprobs else None, start, self._produced))
+            shown = self._guard(matcher, piece)
+            self._shown += len(shown)
+            pieces.append(shown)
+            if matcher.found is not None:
+                return self._stop(matcher.found, "".join(pieces))
+        if delta.finish is not None:
+            return self._finish_carefully(delta, matcher, "".join(pieces))
+        text = "".join(pieces)
+        if not text:
+            return None
+        self._release(self._shown)
+        ids, self._ids = self._ids, []
+        text_logprobs, self._logprobs = self._logprobs, None
+        return TextDelta(index=self.index, text=text, token_ids=ids, logprobs=text_logprobs)
+
+    def _finish_carefully(self, delta: TokenDelta, matcher: StopMatcher, text: str) -> TextDelta:
+        """The engine ends the stream: half a character left over may still complete a stop string."""
+        tail = self._detokenizer.flush()
+        self._produced += len(tail)
+        shown = self._guard(matcher, tail)
+        self._shown += len(shown)
+        if matcher.found is not None:
+            return self._stop(matcher.found, text + shown)
+        self._release(self._produced)
+        return self._finish(delta, text + shown + matcher.flush())
+
+    def _guard(self, matcher: StopMatcher, piece: str) -> str:
+        """Text through the matcher; no stop string may begin in the first min_tokens tokens."""
+        return piece if self.num_tokens <= self._min_tokens else matcher.push(piece)
+
+    def _release(self, until: int) -> None:
+        """Show the tokens whose text ends at or before a character."""
+        num_free = 0
+        while num_free < len(self._held) and self._held[num_free].end <= until:
+            num_free += 1
+        self._show(self._held[:num_free])
+        del self._held[:num_free]
+
+    def _show(self, tokens: list[_Held]) -> None:
+        self._ids += [token.token_id for token in tokens]
+        self._add_logprobs([token.logprob for token in tokens if token.logprob is not None])
+
+    def _stop(self, found: str, text: str) -> TextDelta:
+        """A stop string: tokens of which no character is shown are not shown either."""
+        self._show([token for token in self._held if token.start < self._shown])
+        self._held.clear()
+        self.is_finished = True
+        return TextDelta(
+            index=self.index,
+            text=text,
+            token_ids=self._ids,
+            logprobs=self._logprobs,
+            finish="stop",
+            stop_reason=found,
+        )
+
+    def _finish(self, delta: TokenDelta, text: str) -> TextDelta:
+        self.is_finished = True
+        stop_id = delta.stop_token_id
+        if stop_id is not None:
+            self.num_tokens += 1
+        asked = stop_id is not None and stop_id in self._request.stop_token_ids
+        return TextDelta(
+            index=self.index,
+            text=text,
+            token_ids=self._ids,
+            logprobs=self._logprobs,
+            finish=delta.finish,
+            stop_reason=stop_id if asked else None,
+        )
+
+    def _add_logprobs(self, logprobs: list[TokenLogprob]) -> None:
+        if not logprobs:
+            return
+        if self._logprobs is None:
+            self._logprobs = []
+        for entry in logprobs:
+            top = [self._text_logprob(token_id, logprob, []) for token_id, logprob in entry.top]
+            self._logprobs.append(self._text_logprob(entry.token_id, entry.logprob, top))
+
+    def _text_logprob(self, token_id: int, logprob: float, top: list[TextLogprob]) -> TextLogprob:
+        tokenizer = self._tokenizer
+        return TextLogprob(
+            token_id=token_id,
+            token=tokenizer.token_text(token_id),
+            bytes=list(tokenizer.token_bytes(token_id)),
+            logprob=logprob,
+            top=top,
+        )
 
 
-def _third_party(name: str) -> EngineEntry | None:
-    """An engine of another package: the entry point is an EngineEntry, or a factory `make_engine(spec)`."""
-    for point in metadata.entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            loaded = point.load()
-        except Exception as error:  # somebody else's package may fail in any way; only this name is broken
-            raise UsageError(f"out={name}: the package that offers it cannot be loaded: {error!r}") from error
-        if isinstance(loaded, EngineEntry):
-            return loaded
-        distribution = point.dist.name if point.dist else "another package"
-        models = ("gguf", "hf", "trtllm")
-        return EngineEntry(name=name, summary=f"from {distribution}", factory=point.value, models=models)
-    return None
+def _aligned(delta: TokenDelta) -> list[TokenLogprob]:
+    """The delta's log-probabilities, one for each id."""
+    logprobs = delta.logprobs or []
+    if len(logprobs) != len(delta.token_ids):
+        raise EngineFailed(f"the engine sent {len(logprobs)} log-probabilities for {len(delta.token_ids)} tokens")
+    return logprobs
