@@ -1,0 +1,84 @@
+"""Model: a loaded GGUF file. Owns llama_model and what can be asked of it; contexts are context.py's."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from runner.engines.llamacpp.library import Library
+from runner.engines.llamacpp.settings import Extra
+from runner.errors import EngineStartFailed
+
+ALL_LAYERS = -1
+
+
+class Model:
+    """Weights in memory, until `close`. Raises EngineStartFailed with llama.cpp's own last lines."""
+
+    def __init__(
+        self, library: Library, path: str, extra: Extra, *, gpu_layers: int, main_gpu: int, use_extra_bufts: bool
+    ) -> None:
+        self._c: Any = library.c
+        params = self._c.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.main_gpu = main_gpu
+        params.load_mode = extra.load_mode
+        params.check_tensors = extra.check_tensors
+        params.use_extra_bufts = use_extra_bufts
+        library.take_log()
+        self.pointer: int | None = self._c.llama_model_load_from_file(path.encode(), params)
+        if not self.pointer:
+            log = library.take_log()
+            raise EngineStartFailed(f"llama.cpp cannot load {path}: {load_fault(log)}", log_tail=log)
+        self.vocab_size: int = self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self.pointer))
+        self.train_context: int = self._c.llama_model_n_ctx_train(self.pointer)
+        self.num_layers: int = self._c.llama_model_n_layer(self.pointer)
+        self.embedding_size: int = self._c.llama_model_n_embd_out(self.pointer)
+        self.size_bytes: int = self._c.llama_model_size(self.pointer)
+        self.num_parameters: int = self._c.llama_model_n_params(self.pointer)
+        self.architecture = self.metadata("general.architecture") or ""
+        self.can_generate: bool = self._c.llama_model_has_decoder(self.pointer) and not self._is_encoder_only()
+        self.keeps_state: bool = self._c.llama_model_is_recurrent(self.pointer) or self._c.llama_model_is_hybrid(
+            self.pointer
+        )
+        """Recurrent state instead of (only) a KV cache: no part of it can be taken back or shared."""
+
+    def _is_encoder_only(self) -> bool:
+        return self.metadata(f"{self.architecture}.attention.causal") == "false"
+
+    def metadata(self, key: str) -> str | None:
+        """A metadata value as text, or None."""
+        buffer = ctypes.create_string_buffer(256)
+        length = self._c.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if length >= 0 else None
+
+    def description(self) -> str:
+        """Such as `llama 7B Q8_0`."""
+        buffer = ctypes.create_string_buffer(256)
+        self._c.llama_model_desc(self.pointer, buffer, len(buffer))
+        return buffer.value.decode(errors="replace")
+
+    def kv_bytes_per_token(self, bytes_per_value_k: float, bytes_per_value_v: float) -> int:
+        """KV cache of one token over all layers. An estimate for models with unequal layers."""
+        heads, kv_heads = self._c.llama_model_n_head(self.pointer), self._c.llama_model_n_head_kv(self.pointer)
+        head_size = self._c.llama_model_n_embd(self.pointer) // max(1, heads)
+        key_size = self._number("attention.key_length", head_size)
+        value_size = self._number("attention.value_length", head_size)
+        per_layer = kv_heads * (key_size * bytes_per_value_k + value_size * bytes_per_value_v)
+        return max(1, int(self.num_layers * per_layer))
+
+    def _number(self, key: str, otherwise: int) -> int:
+        text = self.metadata(f"{self.architecture}.{key}")
+        return int(text) if text and text.isdigit() else otherwise
+
+    def close(self) -> None:
+        """Free the weights; contexts and adapters must be gone. Safe twice."""
+        if self.pointer:
+            self._c.llama_model_free(self.pointer)
+            self.pointer = None
+
+
+def load_fault(log: str) -> str:
+    """The line of llama.cpp's log that says most about a failed load."""
+    lines = [line for line in log.splitlines() if "error loading" in line] or log.splitlines()[:1]
+    return lines[0].split("error loading model: ")[-1] if lines else "it gives no reason"
