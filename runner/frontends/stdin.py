@@ -14,9 +14,10 @@ import threading
 import uuid
 
 from runner.catalog import Catalog
+from runner.console import say, warn
 from runner.errors import UsageError
 from runner.frontends.base import FrontendSpec
-from runner.request_template import make_defaults
+from runner.openai_requests import NO_DEFAULTS, parse_chat, request_defaults
 from runner.types import ChatRequest
 
 SIGPIPE_EXIT = 141
@@ -31,11 +32,12 @@ class StdinFrontend:
 
     def __init__(self, spec: FrontendSpec) -> None:
         self._prompt = spec.prompt
-        self._defaults = make_defaults(spec.options)
+        self._defaults = request_defaults(spec.options) if spec.options is not None else NO_DEFAULTS
 
     async def run(self, catalog: Catalog) -> int:
         """0, or 141 when the reader of stdout went away. Raises UsageError for an empty or unreadable prompt."""
-        request = self._defaults.chat(f"stdin-{uuid.uuid4().hex}", await self._read_prompt())
+        body = {"messages": [{"role": "user", "content": await self._read_prompt()}]}
+        request = parse_chat(body, request_id=f"stdin-{uuid.uuid4().hex}", defaults=self._defaults).requests[0]
         answer = AnswerWriter(sys.stdout.fileno())
         try:
             return await self._answer(catalog, request, answer)
@@ -49,12 +51,12 @@ class StdinFrontend:
             async with contextlib.aclosing(service.generate(request)) as stream:
                 async for delta in stream:
                     for warning in delta.warnings:
-                        _say(f"warning: {warning}")
+                        warn(warning)
                     await answer.write(delta.text)
                     if delta.finish == "length":
                         cut_at = delta.usage.completion_tokens if delta.usage else 0
                         await answer.end_line()
-                        _say(f"the answer was cut at {cut_at:,} tokens (--max-tokens, or the context is full)")
+                        warn(f"the answer was cut at {cut_at:,} tokens (--max-tokens, or the context is full)")
         finally:
             await answer.end_line()
         return 0
@@ -147,7 +149,7 @@ async def _read_stdin(*, patient: bool) -> bytes:
     if not patient:
         done, _ = await asyncio.wait((result,), timeout=_PATIENCE_S)
         if not done:
-            _say("waiting for the end of stdin, which goes before PROMPT (no input? add </dev/null)")
+            say("waiting for the end of stdin, which goes before PROMPT (no input? add </dev/null)")
     try:
         return await result
     except OSError as error:
@@ -162,8 +164,3 @@ def _decode(content: bytes) -> str:
         raise UsageError(
             f"stdin is not UTF-8: byte 0x{bad:02x} at offset {error.start}; convert it first (iconv -t utf-8)"
         ) from error
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
