@@ -1,7 +1,7 @@
 """TextDeltas -> OpenAI response objects: whole completions by folding, and the bytes of streamed chunks.
 
 Chunks are built by hand around what is constant in a stream: only the text is escaped for each one. Errors and
-usage are made here too, so that HTTP, batch files and SSE say the same. Knows nothing of HTTP or of who computes the deltas.
+usage are made here too, so that HTTP and batch files say the same. Knows nothing of HTTP or of who computes the deltas.
 """
 
 from __future__ import annotations
@@ -282,5 +282,5 @@ class ChunkWriter:
 
 
 def error_event(error: dict[str, Any]) -> bytes:
-    """The SSE event of an error object; OpenAI's clients raise APIError at it. It is the last event: no [DONE] follows."""
+    """The SSE event of an error object; OpenAI's clients raise APIError at it. It comes last: no [DONE] follows."""
     return b"data: " + encode(error) + b"\n\n"
