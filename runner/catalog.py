@@ -40,3 +40,11 @@ class Catalog:
             offer = ", ".join(self._services) or "none"
             raise UnknownModel(f"no model {name!r} is served here; on offer: {offer}", field="model")
         return service
+
+    def resolve(self, name: str) -> tuple[ChatService, str | None]:
+        """The model of that name; or the model with an adapter of that name, and the adapter. Raises UnknownModel."""
+        if name and name not in self._services:
+            for service in self._services.values():
+                if f"adapter:{name}" in service.info.capabilities:
+                    return service, name
+        return self.get(name), None
