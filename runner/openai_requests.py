@@ -144,8 +144,6 @@ def parse_completion(
     prompts = values.get("prompt")
     if prompts is None:
         raise RequestError("prompt is missing; give a string or token ids", field="prompt")
-    if values.get("echo") and values.get("logprobs") is not None:
-        raise UnsupportedField("logprobs of an echoed prompt are not supported; leave out echo", field="echo")
     values.setdefault("max_tokens", COMPLETION_MAX_TOKENS)
     common = _common(values, values.get("logprobs"))
     ids = [request_id] if len(prompts) == 1 else [f"{request_id}-{index}" for index in range(len(prompts))]

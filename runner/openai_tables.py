@@ -132,6 +132,7 @@ CHAT_FIELDS: dict[str, Kind] = {
 }
 COMPLETION_FIELDS: dict[str, Kind] = {
     **_COMMON,
+    "max_tokens": integer(0),
     "prompt": PROMPTS,
     "echo": BOOL,
     "logprobs": Kind(_read_logprobs_count, {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}),
