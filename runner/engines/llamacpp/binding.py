@@ -1,8 +1,8 @@
 """llama.cpp's C structs and functions as ctypes sees them.
 
-Owns: struct layouts, the layout probe, signatures. Works on the libllama.so that llama-cpp-python builds and on the one
-extension module of xllamacpp, which export the same C functions. Does not know where a library lies (library.py) or what
-a model is (model.py).
+Owns: struct layouts, the layout probe, signatures. Works on the libllama.so that llama-cpp-python builds and on the
+one extension module of xllamacpp, which export the same C functions. Does not know where a library lies (library.py)
+or what a model is (model.py).
 
 Struct layouts drift between llama.cpp versions, without a version number in the structs. So the defaults that the
 library itself returns are read as raw bytes and compared with what llama.cpp's defaults are; a layout that does not

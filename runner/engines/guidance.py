@@ -1,0 +1,139 @@
+"""Guided decoding: a schema, regex, grammar or list of choices as a mask over the vocabulary, token by token.
+
+Shared by engines that see logits; runs on the engine's side. llguidance walks a trie of the vocabulary along the
+grammar's lexer states, so a mask costs some 10 us and no token is checked by itself (llama.cpp's own grammar sampler
+checks all: 8 to 10 ms a token at 32,000). Does not know sampling.
+
+What is honoured or refused is llguidance's reading of JSON Schema: an unknown keyword is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from runner.engines import gbnf
+from runner.errors import EngineFailed, RequestError
+from runner.types import GuidedDecoding
+
+CAPABILITIES = tuple(f"guided.{name}" for name in GuidedDecoding.__struct_fields__)
+_FIELD = "guided"
+_CACHED_GRAMMARS = 32
+
+
+class Guide:
+    """Makes matchers for one vocabulary; compiled grammars are kept, since clients repeat them."""
+
+    def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """`tokenizer_json` is a `tokenizers` file's text. Raises RequestError when llguidance cannot use it."""
+        try:
+            self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+        except ValueError as problem:
+            raise RequestError(f"guided decoding cannot use this model's tokenizer: {problem}", field=_FIELD) from None
+        self._vocab_size = vocab_size
+        self._compiled: OrderedDict[bytes, Any] = OrderedDict()
+
+    def matcher(self, guided: GuidedDecoding) -> Matcher:
+        """A fresh matcher. Raises RequestError that names the fault of the schema or grammar."""
+        key = msgspec.json.encode(guided)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            compiled = self._compile(guided)
+            self._compiled[key] = compiled
+            if len(self._compiled) > _CACHED_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return Matcher(compiled.deep_copy(), self._vocab_size)
+
+    def _compile(self, guided: GuidedDecoding) -> Any:
+        name, text = grammar_text(guided)
+        matcher = LLMatcher(self._tokenizer, text, log_level=0)
+        if matcher.is_error():
+            raise RequestError(f"guided.{name}: {_first_line(matcher.get_error())}", field=_FIELD)
+        return matcher
+
+
+class Matcher:
+    """Where one answer stands in its grammar."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    def mask(self, row: NDArray[np.float32]) -> None:
+        """Set the logits of all tokens that cannot come next to -inf; end tokens stay where the answer may end."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise EngineFailed(f"guided decoding failed: {_first_line(self._matcher.get_error())}")
+        allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
+        np.copyto(row, -np.inf, where=allowed == 0)
+
+    def accept(self, token: int) -> None:
+        """`token` was chosen. Raises EngineFailed when the grammar does not allow it or became too complex."""
+        if not self._matcher.consume_token(token):
+            raise EngineFailed(f"guided decoding failed: {_first_line(self._matcher.get_error())}")
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing can follow: the answer is over even if the model's end token is ignored."""
+        return bool(self._matcher.is_stopped())
+
+
+def grammar_text(guided: GuidedDecoding) -> tuple[str, str]:
+    """The field that is set and its grammar in llguidance's own form. Raises RequestError."""
+    chosen = [name for name in guided.__struct_fields__ if getattr(guided, name) is not None]
+    if len(chosen) != 1:
+        raise RequestError(f"guided: exactly one of its fields must be set, got {chosen or 'none'}", field=_FIELD)
+    name = chosen[0]
+    value = getattr(guided, name)
+    if name == "json_object":
+        return name, LLMatcher.grammar_from_json_schema({"type": "object"})
+    if name == "json_schema":
+        return name, _from_schema(value)
+    if name == "regex":
+        return name, LLMatcher.grammar_from_regex(_unanchored(value))
+    if name == "choice":
+        return name, _from_choice(value)
+    return name, _from_gbnf(value)
+
+
+def _from_schema(schema: dict[str, Any] | bool) -> str:
+    if schema is False:
+        raise RequestError("guided.json_schema: the schema `false` allows no answer", field=_FIELD)
+    try:
+        return LLMatcher.grammar_from_json_schema({} if schema is True else schema)
+    except ValueError as problem:
+        raise RequestError(f"guided.json_schema: {_first_line(str(problem))}", field=_FIELD) from None
+
+
+def _from_choice(choices: Sequence[str]) -> str:
+    if not choices:
+        raise RequestError("guided.choice: the list is empty; give at least one text", field=_FIELD)
+    return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
+
+
+def _from_gbnf(text: str) -> str:
+    try:
+        return LLMatcher.grammar_from_lark(gbnf.to_lark(text))
+    except gbnf.GbnfError as problem:
+        raise RequestError(f"guided.grammar: {problem}", field=_FIELD) from None
+
+
+def _unanchored(pattern: str) -> str:
+    """The whole answer must match anyway; llguidance knows no anchors."""
+    if pattern.startswith("^"):
+        pattern = pattern[1:]
+    if pattern.endswith("$") and not pattern.endswith("\\$"):
+        pattern = pattern[:-1]
+    return pattern
+
+
+def _first_line(message: str) -> str:
+    return " ".join(message.split("\n<state>")[0].split())[:500]
