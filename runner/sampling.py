@@ -5,7 +5,6 @@ Owns the allowed ranges; every refusal names its field. Does not know what an en
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +87,7 @@ def clean_defaults(defaults: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
 def _number(field: str, value: Any, lowest: float, highest: float, closed: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"{field} must be a number, got {type(value).__name__}", field=field)
-    if math.isnan(value) or not lowest <= value <= highest or (value == lowest and not closed):
+    if not lowest <= value <= highest or (value == lowest and not closed):
         bound = f"{lowest:g} <=" if closed else f"{lowest:g} <"
         raise RequestError(f"{field} is {_shown(value)}; allowed: {bound} {field} <= {highest:g}", field=field)
     return float(value)
