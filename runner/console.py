@@ -1,16 +1,14 @@
-"""What people read on stderr: notes, errors, a spinner. Answers go to stdout and never pass here.
+"""What people read on stderr: notes, warnings, errors. Answers go to stdout and never pass here.
 
-Colours only on a terminal, and never with NO_COLOR. rich is imported only when a spinner is really shown.
+Colours only on a terminal, and never with NO_COLOR.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator
 from typing import TextIO
 
 from model_cards.errors import CardError
@@ -63,27 +61,5 @@ def _message(error: BaseException) -> str:
 def _write(text: str) -> None:
     # A closed stderr must not turn a message into a crash.
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.asynccontextmanager
-async def spinner(message: str, *, delay_s: float = 0.3) -> AsyncIterator[None]:
-    """A spinner on stderr while the body runs, if stderr is a terminal and the body takes longer than `delay_s`."""
-    if not colours(sys.stderr):
-        yield
-        return
-    task = asyncio.create_task(_spin(message, delay_s))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _spin(message: str, delay_s: float) -> None:
-    await asyncio.sleep(delay_s)
-    from rich.console import Console
-
-    with Console(stderr=True).status(message):
-        await asyncio.Event().wait()
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,314 @@
+"""The command line: `llmrun [in=…] [out=…] [MODEL] [PROMPT] [flags]` and the commands show, ls, pull, rm, engines,
+bench, doctor, version.
+
+Owns parsing (typer) and exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C. Imports nothing heavy at the top: `--help`
+must be quick, so every command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from runner import help as help_text
+from runner.console import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, report
+from runner.errors import LlmrunError, UsageError
+from runner.flags import FLAGS, Flag
+from runner.words import split_tail
+
+RUN = "run"
+_CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
+"""The base of all errors of typer's parser (ClickException); typer exports only some of its children."""
+_BROKEN_PIPE_EXIT = 141
+
+
+class _MainGroup(TyperGroup):
+    """A first word that is no command, and no word at all, mean the hidden command `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {option for param in self.params for option in param.opts} | {"--help", "-h"}
+        empty_completion = ctx.resilient_parsing and not args
+        if not empty_completion and (not args or (args[0] not in self.commands and args[0] not in own)):
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_text.full_help())
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        run = self.commands[RUN]
+        own = [item for item in super().shell_complete(ctx, incomplete) if item.value != RUN]
+        return own + [item for param in run.params for item in _complete_param(param, ctx, incomplete)]
+
+
+class _RunCommand(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_text.full_help())
+
+
+def _complete_param(param: Any, ctx: Any, incomplete: str) -> Any:
+    """in=/out= words where a word is typed, flags where a dash is."""
+    if incomplete.startswith("-") != (param.param_type_name == "option"):
+        return []
+    if param.param_type_name == "argument":
+        return param.shell_complete(ctx, incomplete)
+    from typer._click.shell_completion import CompletionItem
+
+    return [CompletionItem(name, help=param.help) for name in param.opts if name.startswith(incomplete)]
+
+
+def _complete_word(incomplete: str) -> list[tuple[str, str]]:
+    """Completions of a bare word: in=… and out=…; files are the shell's own."""
+    words = [(f"in={name.partition('FILE')[0]}", text) for name, text in help_text.FRONTEND_HELP]
+    for names, text in help_text.ENGINE_HELP[:-1]:
+        words += [(f"out={name.partition('FILE')[0]}", text) for name in names.split(", ")]
+    return [word for word in words if word[0].startswith(incomplete)]
+
+
+app = typer.Typer(
+    cls=_MainGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(help=help_text.INTRO)
+def _main(version: Annotated[bool, typer.Option("--version", help="Version numbers.")] = False) -> None:
+    if version:
+        _print_version()
+        raise typer.Exit()
+
+
+def _run(ctx: typer.Context, words: list[str] | None, **given: Any) -> None:
+    """The run itself; its parameters are made from the table of flags."""
+    from runner.run import run_words
+
+    asked = {key: value for key, value in given.items() if value is not None and value != [] and value != ()}
+    if asked.get("verbose") == 0:
+        del asked["verbose"]
+    raise typer.Exit(run_words(words or [], asked, ctx.obj or ()))
+
+
+def _run_signature() -> inspect.Signature:
+    """typer reads a function's signature: one parameter for each flag of the table."""
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    argument = typer.Argument(help="in=… out=… MODEL PROMPT", autocompletion=_complete_word)
+    parameters = [
+        inspect.Parameter("ctx", positional, annotation=typer.Context),
+        inspect.Parameter("words", positional, default=None, annotation=Annotated[list[str] | None, argument]),
+    ]
+    parameters += [
+        inspect.Parameter(_safe(flag.key), positional, default=default, annotation=annotation)
+        for flag in FLAGS
+        for annotation, default in [_annotation(flag)]
+    ]
+    return inspect.Signature(parameters)
+
+
+def _annotation(flag: Flag) -> tuple[Any, Any]:
+    names = list(flag.names)
+    if flag.kind == "bool":
+        # A flag of the file or the environment can be taken back: --no-plain, --restart.
+        stem = names[0][2:]
+        opposite = stem[3:] if stem.startswith("no-") else f"no-{stem}"
+        return Annotated[bool | None, typer.Option(f"--{stem}/--{opposite}", *names[1:], help=flag.help)], None
+    if flag.kind == "count":
+        return Annotated[int, typer.Option(*names, count=True, help=flag.help)], 0
+    kind: Any = list[str] if flag.kind == "list" else str
+    return Annotated[kind | None, typer.Option(*names, help=flag.help, metavar=flag.metavar)], None
+
+
+def _safe(key: str) -> str:
+    return f"{key}_" if key == "in" else key
+
+
+def _register_run() -> None:
+    def run(ctx: typer.Context, **given: Any) -> None:
+        words = given.pop("words")
+        given["in"] = given.pop("in_")
+        _run(ctx, words, **given)
+
+    run.__signature__ = _run_signature()  # type: ignore[attr-defined]
+    app.command(RUN, cls=_RunCommand, hidden=True, context_settings={"help_option_names": ["-h", "--help"]})(run)
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="File, folder, alias or Hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The card as JSON.")] = False,
+) -> None:
+    """What a model is: its card."""
+    from runner import commands_models
+
+    _finish(commands_models.show(model, as_json=as_json))
+
+
+@app.command()
+def ls(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Models in the Hugging Face cache, with sizes."""
+    from runner import commands_models
+
+    _finish(commands_models.ls(as_json=as_json))
+
+
+@app.command()
+def pull(model: Annotated[str, typer.Argument(metavar="MODEL", help="org/name or org/name:QUANT.")]) -> None:
+    """Download a model, only the files that are needed; resumes."""
+    from runner import commands_models
+
+    _finish(commands_models.pull(model))
+
+
+@app.command()
+def rm(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="org/name.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a model from the Hugging Face cache."""
+    from runner import commands_models
+
+    _finish(commands_models.rm(model, yes=yes))
+
+
+engines = typer.Typer(help="Which engines are usable here; install, remove, check.", rich_markup_mode=None)
+app.add_typer(engines, name="engines", invoke_without_command=True)
+
+
+@engines.callback()
+def _engines(ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    if ctx.invoked_subcommand is None:
+        from runner import commands_engines
+
+        _finish(commands_engines.list_(as_json=as_json))
+
+
+@engines.command("list")
+def _engines_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Every engine, whether it is usable here, and if not, what makes it so."""
+    from runner import commands_engines
+
+    _finish(commands_engines.list_(as_json=as_json))
+
+
+@engines.command("install")
+def _engines_install(
+    name: Annotated[str, typer.Argument(metavar="ENGINE")],
+    prebuilt: Annotated[bool, typer.Option("--prebuilt", help="Take a prebuilt library; compile nothing.")] = False,
+    cuda: Annotated[bool, typer.Option("--cuda", help="For NVIDIA GPUs.")] = False,
+    metal: Annotated[bool, typer.Option("--metal", help="For Apple GPUs.")] = False,
+    vulkan: Annotated[bool, typer.Option("--vulkan", help="For Vulkan GPUs.")] = False,
+    version: Annotated[str | None, typer.Option("--version", help="This version of it.")] = None,
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing if it is usable.")] = False,
+) -> None:
+    """Install an engine's library into its own place."""
+    from runner import commands_engines
+
+    chosen = [name for name, on in (("cuda", cuda), ("metal", metal), ("vulkan", vulkan)) if on]
+    _finish(
+        commands_engines.install(name, prebuilt=prebuilt, accelerators=chosen, version=version, if_missing=if_missing)
+    )
+
+
+@engines.command("remove")
+def _engines_remove(name: Annotated[str, typer.Argument(metavar="ENGINE")]) -> None:
+    """Remove what install made."""
+    from runner import commands_engines
+
+    _finish(commands_engines.remove(name))
+
+
+@engines.command("check")
+def _engines_check(name: Annotated[str, typer.Argument(metavar="ENGINE")]) -> None:
+    """Try an engine's library in a process of its own."""
+    from runner import commands_engines
+
+    _finish(commands_engines.check(name))
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(ctx: typer.Context) -> None:
+    """Measure an engine or an OpenAI server: llmrun bench --help."""
+    from runner.bench.command import run
+
+    _finish(run([*ctx.args, *(("--", *ctx.obj) if ctx.obj else ())]))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Look for what is missing on this machine, and say the next step."""
+    from runner.doctor import run
+
+    _finish(run(as_json=as_json))
+
+
+@app.command()
+def version() -> None:
+    """Version numbers."""
+    _print_version()
+
+
+def _print_version() -> None:
+    import platform
+
+    from runner import __version__
+
+    typer.echo(f"llmrun {__version__} (Python {platform.python_version()})")
+
+
+def _finish(code: int | None) -> None:
+    raise typer.Exit(code or 0)
+
+
+_register_run()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code; nothing escapes as a traceback unless -vv asks for it."""
+    given = sys.argv[1:] if arguments is None else arguments
+    before, tail = split_tail(given)
+    verbose = sum(word.count("v") for word in before if word in ("-v", "-vv")) + before.count("--verbose")
+    try:
+        code = app(before, prog_name="llmrun", standalone_mode=False, obj=tail)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our stdout is gone; Python must not complain of it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE_EXIT
+    except _CLICK_ERROR as error:
+        return report(_usage_error(error))
+    except LlmrunError as error:
+        return report(error, verbose=verbose)
+    except Exception as error:  # the process ends here
+        if _is_card_error(error):
+            return report(error, verbose=verbose)
+        report(error, verbose=verbose)
+        return EXIT_FAILURE
+
+
+def _is_card_error(error: BaseException) -> bool:
+    from model_cards.errors import CardError
+
+    return isinstance(error, CardError)
+
+
+def _usage_error(error: Any) -> UsageError:
+    """typer's message and, for a flag that does not exist, the nearest that does."""
+    message = error.format_message()
+    wrong = getattr(error, "option_name", None)
+    if wrong and "No such option" in message:
+        from runner.config_file import did_you_mean
+
+        names = [name for flag in FLAGS for name in flag.names]
+        message = f"no such flag: {wrong}{did_you_mean(wrong, names)}"
+    return UsageError(f"{message} (llmrun --help lists everything)")
+
+
+__all__ = ["EXIT_USAGE", "app", "main"]
