@@ -42,6 +42,21 @@ class StringArray(Sequence[str]):
             strings.append(data[begin:offset].decode("utf-8", "surrogateescape"))
         return strings
 
+    def decode_pairs(self) -> list[tuple[str, str]]:
+        """Both halves of each string around its first space that is not its first character; ("", "") without one."""
+        data = self._data[self._start : self._end]
+        pairs, offset, length_at = [], 0, _LENGTH.unpack_from
+        for _ in range(self._count):
+            begin = offset + 8
+            offset = begin + length_at(data, offset)[0]
+            cut = data.find(b" ", begin + 1, offset)
+            if cut < 0:
+                pairs.append(("", ""))
+                continue
+            left, right = data[begin:cut], data[cut + 1 : offset]
+            pairs.append((left.decode("utf-8", "surrogateescape"), right.decode("utf-8", "surrogateescape")))
+        return pairs
+
     def __len__(self) -> int:
         return self._count
 

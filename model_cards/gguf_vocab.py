@@ -16,13 +16,11 @@ from model_cards.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-_BPE_MODELS = ("gpt2", "gemma4", "hybriddna", "whitespace")
+_BPE_MODELS = ("gpt2", "gemma4")
 _SPECIAL_DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {"bos": 1, "eos": 2, "unknown": 0},
     "bert": {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103},
     "gpt2": {"bos": 11, "eos": 11},
-    "hybriddna": {"bos": 11, "eos": 11},
-    "whitespace": {"bos": 11, "eos": 11},
     "gemma4": {},
     "t5": {"eos": 1, "unknown": 2, "padding": 0},
     "rwkv": {},
@@ -107,7 +105,7 @@ class GgufVocab:
 
 
 def make_vocab(gguf: GgufFile) -> GgufVocab:
-    """The vocabulary of `gguf`. Raises TokenizerError for what llama.cpp refuses too, ModelFileError for wrong types."""
+    """The vocabulary of `gguf`. Raises TokenizerError for what llama.cpp refuses, ModelFileError for wrong types."""
     model, pre_name, pre = _read_kind(gguf)
     tokens = _read_tokens(gguf)
     ids = {text: index for index, text in enumerate(tokens)}
