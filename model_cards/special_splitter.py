@@ -1,7 +1,7 @@
 """SpecialSplitter: cut a text at the special tokens that are written out in it.
 
 Owns the order in which llama.cpp looks for them (`tokenizer_st_partition`, src/llama-vocab.cpp): the longest token
-first, over the whole text, then the next. Does not know which tokens are special, nor how the text between them is encoded.
+first, over the whole text, then the next. Does not know which tokens are special, nor how the rest is encoded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tokenizer: text -> token ids -> text, the same whatever the file is that it was made from.
 
 Owns the public face: special tokens added and parsed or not, ids to text and bytes. How one family of vocabularies
-splits text is its encoder's matter (gguf_tokenizer.py, hf_tokenizer.py, sentencepiece.py, tiktoken.py). The `tokenizers`
-library is imported when a tokenizer is made, not with this module.
+splits text is its encoder's matter (gguf_tokenizer.py, hf_tokenizer.py, sentencepiece.py, tiktoken.py). The
+`tokenizers` library is imported when a tokenizer is made, not with this module.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Tokenizer:
         """None: a text is the bytes of its tokens, one after another."""
         self._make_json = make_json
         self._pieces: list[bytes | None] = [None] * vocab_size
+        self.piece_tables: dict[bool, dict[int, bytes]] = {}
+        """The detokenizer's: skip_special -> id -> bytes, shared by all streams."""
 
     @property
     def add_bos(self) -> bool:
