@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_cards.detokenizer import Detokenizer
-
 from runner.errors import EngineFailed
 from runner.stops import StopMatcher, StopStrings
 from runner.types import ChatRequest, TextDelta, TextLogprob, TokenDelta, TokenLogprob
@@ -76,7 +75,7 @@ class Choice:
             return self._push_carefully(delta, self._matcher)
         ids = delta.token_ids
         self.num_tokens += len(ids)
-        text = self._detokenizer.push(ids) if ids else ""
+        text = self._detokenizer.push_one(ids[0]) if len(ids) == 1 else self._detokenizer.push(ids)
         if delta.logprobs is not None:
             self._add_logprobs(_aligned(delta))
         if delta.finish is not None:
@@ -96,7 +95,7 @@ class Choice:
         logprobs = _aligned(delta) if delta.logprobs is not None else None
         pieces: list[str] = []
         for place, token_id in enumerate(delta.token_ids):
-            piece = self._detokenizer.push((token_id,))
+            piece = self._detokenizer.push_one(token_id)
             self.num_tokens += 1
             start, self._produced = self._produced, self._produced + len(piece)
             self._held.append(_Held(token_id, logprobs[place] if logprobs else None, start, self._produced))
@@ -181,13 +180,9 @@ class Choice:
             self._logprobs.append(self._text_logprob(entry.token_id, entry.logprob, top))
 
     def _text_logprob(self, token_id: int, logprob: float, top: list[TextLogprob]) -> TextLogprob:
-        tokenizer = self._tokenizer
+        raw = self._tokenizer.token_bytes(token_id)
         return TextLogprob(
-            token_id=token_id,
-            token=tokenizer.token_text(token_id),
-            bytes=list(tokenizer.token_bytes(token_id)),
-            logprob=logprob,
-            top=top,
+            token_id=token_id, token=raw.decode("utf-8", "replace"), bytes=list(raw), logprob=logprob, top=top
         )
 
 

@@ -100,7 +100,7 @@ class ChatPipeline:
         tokenizer = self._given_tokenizer or load_tokenizer(self.card)
         template = self._given_template or load_template(self.card)
         if template is None:
-            template = fallback_template(self.card)
+            template = fallback_template(self.card, lambda text: len(tokenizer.encode(text)) == 1)
             self._say(f"{self.card.name} has no chat template; chats use a plain one (see README, --chat-template)")
         return tokenizer, template
 

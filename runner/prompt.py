@@ -6,7 +6,7 @@ Owns the rendering, the encoding rules (special tokens, exactly one BOS) and the
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -43,8 +43,7 @@ class PromptBuilder:
         self._card = card
         self._tokenizer = tokenizer
         self._template = template
-        self._load_override = load_override
-        self._overrides: OrderedDict[str, ChatTemplate] = OrderedDict()
+        self._override = functools.lru_cache(maxsize=_MAX_OVERRIDES)(load_override)
         self.context_length = context_length or UNKNOWN_CONTEXT
         ids = tuple(dict.fromkeys((*card.eos_token_ids, *tokenizer.eos_token_ids)))
         self.eos_token_ids: tuple[int, ...] = ids
@@ -54,7 +53,11 @@ class PromptBuilder:
         if (request.messages is None) == (request.prompt is None):
             raise RequestError("a request has either messages or a prompt", field="messages")
         if request.messages is not None:
-            ids = self._with_one_bos(await self._encode(self.render(request), add_special=False, field="messages"))
+            if request.chat_template is None:
+                text = self.render(request)
+            else:  # a template that a stranger wrote may use up its second of CPU time
+                text = await asyncio.to_thread(self.render, request)
+            ids = self._with_one_bos(await self._encode(text, add_special=False, field="messages"))
             return self._not_empty(ids, "messages")
         return await self.completion_ids(request.prompt or "", "prompt")
 
@@ -85,8 +88,6 @@ class PromptBuilder:
             )
         except CardError as error:
             raise RequestError(str(error), field="messages") from error
-        except UnicodeEncodeError as error:
-            raise _bad_unicode(error, "messages") from error
 
     def check_ids(self, ids: list[int], field: str) -> None:
         """Raises RequestError unless all are ids of the vocabulary."""
@@ -111,23 +112,13 @@ class PromptBuilder:
             raise self._overflow(prompt_tokens, max_tokens)
         return left if max_tokens is None else max_tokens
 
-    def _override(self, text: str) -> ChatTemplate:
-        template = self._overrides.get(text)
-        if template is None:
-            template = self._load_override(text)
-            self._overrides[text] = template
-            if len(self._overrides) > _MAX_OVERRIDES:
-                self._overrides.popitem(last=False)
-        return template
-
     async def _encode(self, text: str, *, add_special: bool, field: str) -> list[int]:
-        try:
-            if len(text) <= INLINE_CHARS:
-                return self._tokenizer.encode(text, add_special=add_special, parse_special=True)
-            await self._refuse_hopeless(text)
-            return await asyncio.to_thread(self._tokenizer.encode, text, add_special=add_special, parse_special=True)
-        except UnicodeEncodeError as error:
-            raise _bad_unicode(error, field) from error
+        if not text.isascii():
+            _check_unicode(text, field)
+        if len(text) <= INLINE_CHARS:
+            return self._tokenizer.encode(text, add_special=add_special, parse_special=True)
+        await self._refuse_hopeless(text)
+        return await asyncio.to_thread(self._tokenizer.encode, text, add_special=add_special, parse_special=True)
 
     async def _refuse_hopeless(self, text: str) -> None:
         """Raise before a text is encoded as a whole that is far over the context (10 MB need seconds)."""
@@ -192,7 +183,13 @@ def _shown_id(token_id: object) -> str:
     return repr(token_id)[:40]
 
 
-def _bad_unicode(error: UnicodeEncodeError, field: str) -> RequestError:
-    char = error.object[error.start] if isinstance(error.object, str) else ""
-    return RequestError(f"{field} holds a lone surrogate (U+{ord(char):04X} at character {error.start}), "
-                        "which is no text; send valid Unicode", field=field)  # fmt: skip
+def _check_unicode(text: str, field: str) -> None:
+    """Tokenizers would read U+FFFD where a lone surrogate stands: an answer to another prompt."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = (
+            f"{field} holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
+            "which is no text; send valid Unicode"
+        )
+        raise RequestError(message, field=field) from error

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from model_cards.card import ModelCard, TokenizerRef
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
@@ -24,14 +24,15 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ALL = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "seed", "logit_bias", "logprobs", "bad_words_ids", "beam_width", "length_penalty", "min_tokens", "embed",
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "logit_bias", "logprobs", "bad_words_ids", "beam_width", "length_penalty",
+    "min_tokens", "embed",
     "guided.json_schema", "guided.json_object", "guided.regex", "guided.grammar", "guided.choice",
 )  # fmt: skip
 """Capabilities of an engine that honours everything but adapters."""
 
 
-def write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path, *, add_bos: bool = False) -> None:
     """A byte-level BPE: ids 0-255 are the bytes, then SPECIALS, then merges up to WORDS."""
     alphabet = _byte_chars()
     vocab = {char: number for number, char in enumerate(alphabet)}
@@ -46,6 +47,8 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIALS))
+    if add_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     tokenizer.save(str(path))
 
 
@@ -58,9 +61,10 @@ def _byte_chars() -> list[str]:
 
 def make_card(folder: Path, **fields: object) -> ModelCard:
     """A card over that tokenizer, with a ChatML template; `fields` replace its own."""
-    path = folder / "tokenizer.json"
+    add_bos = bool(fields.get("add_bos"))
+    path = folder / ("tokenizer-bos.json" if add_bos else "tokenizer.json")
     if not path.exists():
-        write_tokenizer(path)
+        write_tokenizer(path, add_bos=add_bos)
     base: dict[str, object] = {
         "name": "toy",
         "source": "toy",
