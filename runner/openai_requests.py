@@ -129,11 +129,6 @@ def parse_chat(
     return _call((request,), values, body, warnings)
 
 
-def parse_template(body: Mapping[str, Any], *, request_id: str, lenient: bool = False) -> ChatRequest:
-    """Body of /apply-template: the fields of a chat that its prompt depends on; sampling fields are let pass."""
-    return parse_chat(body, request_id=request_id, lenient=lenient).requests[0]
-
-
 def parse_completion(
     body: Mapping[str, Any], *, request_id: str, lenient: bool = False, defaults: RequestDefaults = NO_DEFAULTS
 ) -> Call:
