@@ -78,7 +78,7 @@ app = typer.Typer(
 )
 
 
-@app.callback(help=help_text.INTRO)
+@app.callback(help=help_text.INTRO, invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Version numbers.")] = False) -> None:
     if version:
         _print_version()
@@ -89,10 +89,15 @@ def _run(ctx: typer.Context, words: list[str] | None, **given: Any) -> None:
     """The run itself; its parameters are made from the table of flags."""
     from runner.run import run_words
 
-    asked = {key: value for key, value in given.items() if value is not None and value != [] and value != ()}
+    asked = {key: _without_equals(value) for key, value in given.items() if value not in (None, [], ())}
     if asked.get("verbose") == 0:
         del asked["verbose"]
     raise typer.Exit(run_words(words or [], asked, ctx.obj or ()))
+
+
+def _without_equals(value: Any) -> Any:
+    """`-c=4096` gives `=4096`, unlike `-ngl=99` and `--context-length=4096`; nobody means the sign."""
+    return value[1:] if isinstance(value, str) and value.startswith("=") else value
 
 
 def _run_signature() -> inspect.Signature:

@@ -189,6 +189,7 @@ def parse_value(flag: Flag, raw: Any, origin: str) -> Value:
     parsers = {"int": _whole, "float": _number, "bool": _truth, "count": _whole, "list": _several}
     if flag.kind == "count":
         flag = flag._replace(low=0, high=2)
+        origin = f"{origin} (-v, -vv)"
     return parsers.get(flag.kind, _text)(flag, raw, origin)
 
 

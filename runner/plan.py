@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import msgspec
 
 from model_cards.card import ModelCard
-from runner.selection import EngineChoice, FrontendChoice, check_fit, choose_frontend, engine_for, name_engine
 from runner.config_file import Settings
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.errors import UsageError
 from runner.frontends.base import FrontendSpec
 from runner.options import RunOptions
+from runner.selection import EngineChoice, FrontendChoice, check_fit, choose_frontend, engine_for, name_engine
 from runner.words import Words
 
 DEMO_MODEL = "demo"
@@ -153,7 +153,7 @@ def as_text(plan: Plan) -> str:
     about = [card.kind, card.architecture or "", f"context {card.context_length:,}" if card.context_length else ""]
     rows = [
         ("model", f"{card.name} ({', '.join(filter(None, about))})", plan.why["model"]),
-        ("", card.path or card.source, ""),
+        *([("", card.path or card.source, "")] if card.path or card.source else []),
         ("engine", _with_argument("out", engine.name, engine.argument), plan.why["engine"]),
     ]
     rows += [("", f"{key} = {value}", "") for key, value in msgspec.to_builtins(engine.options).items()]
@@ -199,7 +199,9 @@ def _refuse_two_networks(source: str | None, target: str | None) -> None:
 
 def _check_prompt(frontend: FrontendChoice, prompt: str | None) -> None:
     if prompt is not None and frontend.name not in ("stdin", "text"):
-        raise UsageError(f"in={frontend.name} takes no PROMPT; got {prompt!r}")
+        raise UsageError(
+            f"in={frontend.name} takes no PROMPT, and {prompt!r} is no model: not a file, preset or Hub id (org/name)"
+        )
 
 
 def _check_tail(engine: EngineChoice | None, tail: tuple[str, ...]) -> None:

@@ -110,7 +110,11 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 def _say_choice(plan: Plan) -> None:
     """One line for what was chosen without being asked for."""
     chosen = {"model": plan.card.name, "engine": f"out={plan.engine.name}"}
-    said = [f"{chosen[key]} ({plan.why[key]})" for key in chosen if plan.why[key] != "asked for"]
+    said = [
+        f"{chosen[key]} ({plan.why[key]})"
+        for key in chosen
+        if plan.why[key] != "asked for" and (key != "model" or plan.card.source)
+    ]
     if plan.frontend.prompt is not None and plan.why["model"] != "asked for":
         said.append(f"prompt {_short(plan.frontend.prompt)!r}")
     if said:

@@ -16,6 +16,7 @@ from prompt_toolkit.completion import Completer, Completion
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from runner.console import warn
@@ -38,16 +39,17 @@ class LineEditor:
     def __init__(self, *, status: Callable[[], str], commands: list[str], history: History | None = None) -> None:
         self._session: PromptSession[str] = PromptSession(
             history=history if history is not None else open_history(),
-            key_bindings=_keys(self),
+            key_bindings=_keys(),
             multiline=Condition(lambda: is_open(self._session.default_buffer.text)),
             prompt_continuation=lambda width, number, wrapped: "" if wrapped else CONTINUATION,
             completer=_CommandCompleter(commands),
             complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,
+            reserve_space_for_menu=0,
             bottom_toolbar=status,
             style=_STYLE,
             tempfile_suffix=".md",
         )
-        self.hint = ""
 
     async def read(self) -> str | None:
         """As LineSource. Ctrl-C clears the line, or hints how to leave."""
@@ -151,7 +153,7 @@ def warn_to_leave() -> None:
     sys.stdout.flush()
 
 
-def _keys(editor: LineEditor) -> KeyBindings:
+def _keys() -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("c-c")
