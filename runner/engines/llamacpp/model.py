@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
+from runner.engines.llamacpp.binding import ProgressCallback
 from runner.engines.llamacpp.library import Library
 from runner.engines.llamacpp.settings import Extra
 from runner.errors import EngineStartFailed
@@ -16,7 +18,15 @@ class Model:
     """Weights in memory, until `close`. Raises EngineStartFailed with llama.cpp's own last lines."""
 
     def __init__(
-        self, library: Library, path: str, extra: Extra, *, gpu_layers: int, main_gpu: int, use_extra_bufts: bool
+        self,
+        library: Library,
+        path: str,
+        extra: Extra,
+        *,
+        gpu_layers: int,
+        main_gpu: int,
+        use_extra_bufts: bool,
+        on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self._c: Any = library.c
         params = self._c.llama_model_default_params()
@@ -25,6 +35,8 @@ class Model:
         params.load_mode = extra.load_mode
         params.check_tensors = extra.check_tensors
         params.use_extra_bufts = use_extra_bufts
+        report = _progress_callback(on_progress)  # must live until the load is over
+        params.progress_callback = report
         library.take_log()
         self.pointer: int | None = self._c.llama_model_load_from_file(path.encode(), params)
         if not self.pointer:
@@ -37,14 +49,13 @@ class Model:
         self.size_bytes: int = self._c.llama_model_size(self.pointer)
         self.num_parameters: int = self._c.llama_model_n_params(self.pointer)
         self.architecture = self.metadata("general.architecture") or ""
-        self.can_generate: bool = self._c.llama_model_has_decoder(self.pointer) and not self._is_encoder_only()
+        self.is_causal = self.metadata(f"{self.architecture}.attention.causal") != "false"
+        """Encoder-only models (BERT) are not: they embed and cannot generate."""
+        self.has_encoder: bool = self._c.llama_model_has_encoder(self.pointer)
         self.keeps_state: bool = self._c.llama_model_is_recurrent(self.pointer) or self._c.llama_model_is_hybrid(
             self.pointer
         )
         """Recurrent state instead of (only) a KV cache: no part of it can be taken back or shared."""
-
-    def _is_encoder_only(self) -> bool:
-        return self.metadata(f"{self.architecture}.attention.causal") == "false"
 
     def metadata(self, key: str) -> str | None:
         """A metadata value as text, or None."""
@@ -76,6 +87,15 @@ class Model:
         if self.pointer:
             self._c.llama_model_free(self.pointer)
             self.pointer = None
+
+
+def _progress_callback(on_progress: Callable[[float], None] | None) -> Any:
+    def report(share: float, _data: object) -> bool:
+        if on_progress is not None:
+            on_progress(share)
+        return True
+
+    return ProgressCallback(report)
 
 
 def load_fault(log: str) -> str:

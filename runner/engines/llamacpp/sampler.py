@@ -40,21 +40,25 @@ class Sampler:
         self._seen = _seen_mask(request.token_ids, vocab_size) if params.repetition_penalty != 1.0 else None
         counted = params.presence_penalty or params.frequency_penalty
         self._counts = np.zeros(vocab_size, np.int32) if counted else None
+        self._is_guided = matcher is not None
         self._always_edits = bool(
-            matcher is not None
-            or self._bias is not None
-            or params.bad_words_ids
-            or self._seen is not None
-            or self._counts is not None
+            self._bias is not None or params.bad_words_ids or self._seen is not None or self._counts is not None
         )
 
-    def edits(self, num_output: int) -> bool:
-        """Whether the next row must be changed before its argmax means anything."""
-        return self._always_edits or num_output < self._min_tokens
+    def is_plain(self, num_output: int) -> bool:
+        """Whether the next token is just the argmax of its row."""
+        return self.is_greedy and not self._edits(num_output)
+
+    def _edits(self, num_output: int) -> bool:
+        return self._is_guided or self._always_edits or num_output < self._min_tokens
 
     def choose(self, row: Floats, tokens: Sequence[int], num_output: int) -> int:
         """The next token for `row` [vocabulary], which is left unchanged; `tokens` is prompt and output so far."""
-        if self.edits(num_output):
+        if self.is_greedy and not self._always_edits and self.matcher is not None:
+            token = int(row.argmax())
+            if self.matcher.allows(token) and num_output >= self._min_tokens:
+                return token  # no mask is needed to know the best allowed token
+        if self._edits(num_output):
             row = self._edited(row, tokens, num_output)
         if self.is_greedy:
             token = int(row.argmax())

@@ -108,6 +108,11 @@ class Slots:
         """All cells."""
         return self._pool.num_cells
 
+    @property
+    def can_share(self) -> bool:
+        """Whether one slot's prefix can serve another."""
+        return self._reuse and self._can_split
+
     def num_evictable_cells(self, spare: Slot | None = None) -> int:
         """Cells that evicting the idle slots would free, all but `spare`. A lower bound where idle slots share."""
         idle = (slot for slot in self._slots if not slot.is_taken and slot is not spare)
