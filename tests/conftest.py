@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from runner.engines.llamacpp.library import LIBRARY_VARIABLE, find_library
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+LLAMACPP_LIBRARY = find_library()
+"""Looked up before any test has another home."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +34,12 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no ../shared/data here")
     return path
+
+
+@pytest.fixture
+def llamacpp_library(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed llama.cpp library, which this process and its children then use; skips where there is none."""
+    if LLAMACPP_LIBRARY is None:
+        pytest.skip("no llama.cpp library here: llmrun engines install llamacpp")
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(LLAMACPP_LIBRARY))
+    return LLAMACPP_LIBRARY
