@@ -1,27 +1,36 @@
 """ModelCard: everything above the engines that makes one model answer the way it does.
 
-Owns the record, its JSON round trip, its checksum and its slug. Does not know how a card is found (resolve.py).
+Owns the record, its JSON round trip and its slug. Does not know how a card is found (resolve.py) or how its checksum
+is made (checksum.py).
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+from model_cards.errors import CardError, ModelFileError, ModelNotFound
+
+CARD_FORMAT = "llmrun-card-1"
+"""First field of a card file; a reader that does not know it refuses the file."""
 
 WeightsKind = Literal["gguf", "hf", "trtllm", "none"]
 TokenizerKind = Literal["gguf", "hf", "sentencepiece", "tiktoken", "tekken"]
 
 
-class TokenizerRef(msgspec.Struct, frozen=True, kw_only=True):
+class TokenizerRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the tokenizer comes from; `path` is the file (GGUF, tokenizer.json, tokenizer.model, tekken.json ...)."""
 
     kind: TokenizerKind
     path: str
 
 
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One model, resolved. Plain data: no open files, no tokenizer object."""
 
     name: str
@@ -61,6 +70,63 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def slug(self) -> str:
         """Name usable in keys and subjects."""
         return slugify(self.name)
+
+    def to_json(self) -> str:
+        """The card as JSON; `from_json` reads it back."""
+        body = {"format": CARD_FORMAT, **msgspec.to_builtins(self)}
+        return msgspec.json.format(msgspec.json.encode(body), indent=2).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, origin: str = "the card") -> ModelCard:
+        """Read a card. Raises ModelFileError that names `origin` and the field that is missing, unknown or wrong."""
+        try:
+            body = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{origin} is not valid JSON: {error}") from None
+        found = body.pop("format", None) if isinstance(body, dict) else None
+        if found != CARD_FORMAT:
+            got = f"format {found!r}" if found is not None else "no format"
+            raise ModelFileError(f'{origin} is not a model card: it has {got}; "format": "{CARD_FORMAT}" is wanted')
+        try:
+            return msgspec.convert(body, cls)
+        except msgspec.ValidationError as error:
+            raise ModelFileError(f"{origin} is not a valid model card: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a card file; paths below the file's folder are written relative to it. Raises CardError."""
+        target = Path(path)
+        moved = _map_paths(self, lambda name: _relative(Path(name), target.parent))
+        try:
+            target.write_text(moved.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CardError(f"cannot write the card {target}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ModelCard:
+        """Read a card file; relative paths are taken from the file's folder. Raises ModelNotFound, ModelFileError."""
+        origin = Path(path)
+        try:
+            text = origin.read_bytes()
+        except FileNotFoundError:
+            raise ModelNotFound(f"{origin}: no such file") from None
+        except OSError as error:
+            raise ModelFileError(f"cannot read the card {origin}: {error.strerror}") from error
+        card = cls.from_json(text, origin=str(origin))
+        return _map_paths(card, lambda name: str(origin.parent / Path(name).expanduser()))
+
+
+def _map_paths(card: ModelCard, change: Callable[[str], str]) -> ModelCard:
+    tokenizer = card.tokenizer
+    if tokenizer is not None:
+        tokenizer = msgspec.structs.replace(tokenizer, path=change(tokenizer.path))
+    path = change(card.path) if card.path is not None else None
+    adapters = tuple(change(adapter) for adapter in card.adapters)
+    return msgspec.structs.replace(card, path=path, tokenizer=tokenizer, adapters=adapters)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    absolute, base = path.absolute(), folder.absolute()
+    return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)
 
 
 def slugify(name: str) -> str:

@@ -29,7 +29,7 @@ from jinja2.visitor import NodeTransformer
 from model_cards.template_filters import guarded_filters, guarded_tests
 from model_cards.template_meter import BINOP_PRICES, ITEM, WIDTH, Meter, TemplateLimit, pay_method
 
-MAX_SOURCE_CHARS = 256 * 1024
+MAX_SOURCE_CHARS = 128 * 1024
 """Longest template; the longest known one has 30 thousand characters."""
 
 
