@@ -1,0 +1,233 @@
+"""Two ways to a child: start one and own it (Spawner), or join one that another process of this launcher owns (Joiner).
+
+Owns the command line, the environment and the private folder of a child. What to do when it dies is process.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import runner
+from runner.engines import frames
+from runner.engines.base import EngineSpec
+from runner.engines.frames import Failed, Shape, Start
+from runner.engines.hints import likely_fix
+from runner.engines.link import Link
+from runner.engines.supervisor import ChildProcess, Supervisor
+from runner.errors import EngineDied, EngineStartFailed
+from runner.types import EngineInfo
+
+ProgressCallback = Callable[[str, float | None], None]
+_RETRY_S = 0.05
+_SOCKET_PATH_LIMIT = 100
+"""sun_path holds 108 bytes on Linux, 104 on macOS."""
+
+
+class Connection:
+    """A link that is ready, the engine's own words, and the process where it is ours."""
+
+    def __init__(self, link: Link, info: EngineInfo, process: ChildProcess | None) -> None:
+        self.link = link
+        self.info = info
+        self.process = process
+
+
+class Connector(Protocol):
+    """How a ProcessEngine gets its connection, at first and after each death."""
+
+    @property
+    def socket_path(self) -> str | None:
+        """Where the child listens for other processes."""
+
+    async def connect(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> Connection:
+        """Ready when it returns. `on_lost` is called once if it ends later. Cleans up after itself when it raises
+        EngineStartFailed (or EngineDied, for a Joiner) or is cancelled."""
+
+    def tidy(self) -> None:
+        """Remove files; safe twice."""
+
+
+class _Waiter:
+    """Turns what comes during a start into one awaitable, and later ends of the link into a call."""
+
+    def __init__(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> None:
+        self.outcome: asyncio.Future[EngineInfo | Failed] = asyncio.get_running_loop().create_future()
+        self.phase = "starting"
+        self.link = Link(self._on_message, self._lost)
+        self._on_lost = on_lost
+        self._on_progress = on_progress
+
+    def _on_message(self, kind: int, payload: Any) -> None:
+        if kind == frames.PROGRESS:
+            self.phase = payload.phase
+            if self._on_progress is not None:
+                self._on_progress(payload.phase, payload.share)
+        elif kind in (frames.READY, frames.FAILED) and not self.outcome.done():
+            self.outcome.set_result(payload)
+
+    def _lost(self, link: Link, why: str) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(Failed(""))
+        else:
+            self._on_lost(link, why)
+
+
+class Spawner:
+    """Starts `python -m runner.engines.child` and speaks to it over an inherited socket."""
+
+    def __init__(self, spec: EngineSpec, child: str, shape: Shape, python: str, env: Mapping[str, str] | None) -> None:
+        self._start = Start(child, shape, spec)
+        self._spec = spec
+        self._python = python
+        self._env = dict(env or {})
+        self._supervisor = Supervisor(spec.name)
+        self._folder: Path | None = None
+
+    @property
+    def socket_path(self) -> str | None:
+        """Where other processes may connect; the same after a restart. None before the first start."""
+        return None if self._folder is None else str(self._folder / "engine.sock")
+
+    async def connect(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> Connection:
+        """See Connector."""
+        waiter = _Waiter(on_lost, on_progress)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = self._spawn(theirs.fileno())
+            except OSError as error:
+                ours.close()
+                raise self._not_started(error) from error
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: waiter.link, sock=ours)
+            waiter.link.send(frames.START, self._start)
+            return await self._ready(waiter, process)
+        except BaseException:
+            process.kill()
+            waiter.link.close()
+            raise
+
+    async def _ready(self, waiter: _Waiter, process: ChildProcess) -> Connection:
+        timeout_s = self._spec.options.start_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                outcome = await waiter.outcome
+        except TimeoutError:
+            outcome = Failed(
+                f"it was not ready within {timeout_s:g} s (it was: {waiter.phase})",
+                "give it more time with --start-timeout-s, or read its log",
+            )
+        if isinstance(outcome, EngineInfo):
+            return Connection(waiter.link, outcome, process)
+        code = await process.wait(1.0) if not outcome.reason else None
+        raise self._failure(outcome, process, code)
+
+    def _failure(self, failed: Failed, process: ChildProcess, code: int | None) -> EngineStartFailed:
+        tail = process.log_tail()
+        reason = failed.reason or process.describe_end()
+        hint = failed.hint or likely_fix(f"{reason}\n{tail}", code)
+        parts = [f"the engine {self._spec.name} did not start: {reason}"]
+        if not failed.reason and tail:
+            parts.append("its last words:\n" + tail)
+        if hint:
+            parts.append(f"likely fix: {hint}")
+        parts.append(f"log: {process.log_path}")
+        return EngineStartFailed("\n".join(parts), log_tail=tail, hint=hint)
+
+    def _not_started(self, error: OSError) -> EngineStartFailed:
+        hint = "is the engine's environment still there? `llmrun engines` lists them"
+        return EngineStartFailed(f"{self._python} cannot be started: {error}", hint=hint)
+
+    def _spawn(self, fd: int) -> ChildProcess:
+        folder = self._private_folder()
+        listen = str(folder / "engine.sock")
+        argv = [self._python, "-m", "runner.engines.child"]
+        argv += ["--fd", str(fd), "--listen", listen, "--parent", str(os.getpid())]
+        return self._supervisor.spawn(argv, env=self._environment(folder), pass_fds=(fd,))
+
+    def _environment(self, folder: Path) -> dict[str, str]:
+        """Our packages must be importable there, and nothing else of ours when the interpreter is another one."""
+        source = Path(runner.__file__).resolve().parent.parent
+        ours = str(source)
+        if self._python != sys.executable:
+            ours = str(folder)
+            for name in ("runner", "model_cards"):
+                with contextlib.suppress(FileExistsError):
+                    (folder / name).symlink_to(source / name)
+        others = self._env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        fixed = {
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "GGML_NO_BACKTRACE": "1",
+        }
+        return {**fixed, **self._env, "PYTHONPATH": os.pathsep.join(part for part in (ours, others) if part)}
+
+    def _private_folder(self) -> Path:
+        if self._folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="llmrun-"))  # mode 0700
+            if len(str(folder)) > _SOCKET_PATH_LIMIT - len("/engine.sock"):
+                folder.rmdir()
+                folder = Path(tempfile.mkdtemp(prefix="llmrun-", dir="/tmp"))
+            self._folder = folder
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        return self._folder
+
+    def tidy(self) -> None:
+        """See Connector."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Joiner:
+    """Connects to a child of another process; waits while that process starts it again."""
+
+    def __init__(self, socket_path: str, name: str, timeout_s: float) -> None:
+        self._path = socket_path
+        self._name = name
+        self._timeout_s = timeout_s
+
+    @property
+    def socket_path(self) -> str | None:
+        """See Connector."""
+        return self._path
+
+    async def connect(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> Connection:
+        """See Connector."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    connection = await self._try(on_lost, on_progress)
+                    if connection is not None:
+                        return connection
+                    await asyncio.sleep(_RETRY_S)
+        except TimeoutError:
+            raise EngineDied(f"the engine {self._name} cannot be reached at {self._path}") from None
+
+    async def _try(
+        self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None
+    ) -> Connection | None:
+        waiter = _Waiter(on_lost, on_progress)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: waiter.link, self._path)
+        except OSError:
+            return None
+        try:
+            outcome = await waiter.outcome
+        except BaseException:
+            waiter.link.close()
+            raise
+        if isinstance(outcome, EngineInfo):
+            return Connection(waiter.link, outcome, None)
+        return None
+
+    def tidy(self) -> None:
+        """See Connector."""

@@ -1,0 +1,268 @@
+"""Link: the launcher's end of one connection to a child, and the streams on it. Knows frames, not processes.
+
+A stream holds ONE waiting delta: while its reader is busy, further deltas are merged into it, so one wake-up may carry
+several tokens and the cost of a token falls under load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, cast
+
+from runner.engines import frames
+from runner.engines.failures import to_exception
+from runner.engines.frames import ErrorReply, FrameReader, FrameTooLarge, Heartbeat, ProtocolError
+from runner.engines.merge import merge_tokens, push_text
+from runner.errors import EngineDied, LlmrunError, RequestError
+from runner.types import ChatRequest, EmbedRequest, EmbedResult, TextDelta, TokenDelta, TokenRequest
+
+
+class _Stream:
+    """What waits for one reader. `waiter` is set while the reader sleeps."""
+
+    __slots__ = ("error", "texts", "tokens", "waiter")
+
+    def __init__(self) -> None:
+        self.tokens: TokenDelta | None = None
+        self.texts: list[TextDelta] = []
+        self.error: LlmrunError | None = None
+        self.waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Let the reader run, if it sleeps."""
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Link(asyncio.Protocol):
+    """One connection. `on_message` gets what belongs to no stream; `on_lost` is called once, when it is over."""
+
+    def __init__(self, on_message: Callable[[int, Any], None], on_lost: Callable[[Link, str], None]) -> None:
+        self.last_beat = Heartbeat({})
+        self.num_beats = 0
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._last_key = 0
+        self._writable: asyncio.Future[None] | None = None
+        self.broken: str | None = None
+        """Why the link is of no use any more."""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+
+    def data_received(self, data: bytes) -> None:
+        """Fan out. One call carries whole steps: all their deltas are pushed before any reader runs."""
+        try:
+            for kind, payload in self._reader.feed(data):
+                if kind == frames.DELTAS:
+                    self._push_tokens(payload)
+                else:
+                    self._handle(kind, payload)
+        except ProtocolError as error:
+            self._break(f"it sent what is no frame of ours ({error})")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The child is gone, or closed the connection."""
+        self._break("the connection ended" if exc is None else f"the connection broke: {exc}")
+
+    def pause_writing(self) -> None:
+        """The child does not read: new requests wait."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """The child reads again."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    def _break(self, why: str) -> None:
+        if self.broken is None:
+            self.broken = why
+            self.resume_writing()
+            if self._transport is not None:
+                self._transport.abort()
+            self._on_lost(self, why)
+
+    def abandon(self, why: str) -> None:
+        """Give the connection up, as if it had ended."""
+        self._break(why)
+
+    def fail(self, message: str) -> None:
+        """End every stream and every wait with EngineDied. Deltas that came before it are still delivered."""
+        self._break(message)
+        for stream in self._streams.values():
+            if stream.error is None:
+                stream.error = EngineDied(message)
+            stream.wake()
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(EngineDied(message))
+
+    def close(self) -> None:
+        """Close the connection; nothing is told."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # receiving
+
+    def _push_tokens(self, deltas: list[tuple[int, TokenDelta]]) -> None:
+        """The hot path: well under a microsecond a delta before its reader wakes."""
+        streams = self._streams
+        for key, delta in deltas:
+            stream = streams.get(key)
+            if stream is None:  # cancelled while this was on its way
+                continue
+            waiting = stream.tokens
+            stream.tokens = delta if waiting is None else merge_tokens(waiting, delta)
+            waiter = stream.waiter
+            if waiter is not None:
+                stream.waiter = None
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _handle(self, kind: int, payload: Any) -> None:
+        if kind == frames.TEXTS:
+            for key, delta in payload:
+                stream = self._streams.get(key)
+                if stream is not None:
+                    push_text(stream.texts, delta)
+                    stream.wake()
+        elif kind == frames.ERROR:
+            self._end_with_error(payload)
+        elif kind == frames.HEARTBEAT:
+            self.last_beat = payload
+            self.num_beats += 1
+        elif kind in (frames.EMBEDDED, frames.STATS_REPLY):
+            key, result = payload
+            reply = self._replies.get(key)
+            if reply is not None and not reply.done():
+                reply.set_result(result)
+        else:
+            self._on_message(kind, payload)
+
+    def _end_with_error(self, reply: ErrorReply) -> None:
+        stream = self._streams.get(reply.key)
+        if stream is not None:
+            stream.error = to_exception(reply)
+            stream.wake()
+        future = self._replies.get(reply.key)
+        if future is not None and not future.done():
+            future.set_exception(to_exception(reply))
+
+    # sending
+
+    def send(self, kind: int, payload: Any) -> None:
+        """Write one message. Raises FrameTooLarge; says nothing when the link is broken."""
+        frame = frames.encode(kind, payload)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    async def _send_request(self, kind: int, key: int, request: TokenRequest | ChatRequest | EmbedRequest) -> None:
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+        try:
+            self.send(kind, (key, request))
+        except FrameTooLarge as error:
+            raise RequestError(f"the request is too long for the engine: {error}") from error
+
+    def _next_key(self) -> int:
+        if self.broken is not None:
+            raise EngineDied(f"the engine's process is gone: {self.broken}")
+        self._last_key += 1
+        return self._last_key
+
+    async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
+        """One token stream; closing it cancels it in the child."""
+        key = self._next_key()
+        stream = self._streams[key] = _Stream()
+        is_over = False
+        new_future = self._loop.create_future
+        try:
+            await self._send_request(frames.GENERATE, key, request)
+            while True:
+                delta = stream.tokens
+                if delta is not None:
+                    stream.tokens = None
+                    is_over = delta.finish is not None
+                    yield delta
+                    if is_over:
+                        return
+                elif stream.error is not None:
+                    is_over = True
+                    raise stream.error
+                else:
+                    stream.waiter = waiter = new_future()
+                    await waiter
+        finally:
+            self._leave(key, is_over)
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[TextDelta, None]:
+        """One text stream (a child of the shape `text`); closing it cancels it in the child."""
+        key = self._next_key()
+        stream = self._streams[key] = _Stream()
+        is_over = False
+        try:
+            await self._send_request(frames.CHAT, key, request)
+            while True:
+                if stream.texts:
+                    delta = stream.texts.pop(0)
+                    is_over = delta.usage is not None
+                    yield delta
+                    if is_over:
+                        return
+                elif stream.error is not None:
+                    is_over = True
+                    raise stream.error
+                else:
+                    stream.waiter = waiter = self._loop.create_future()
+                    await waiter
+        finally:
+            self._leave(key, is_over)
+
+    def _leave(self, key: int, is_over: bool) -> None:
+        del self._streams[key]
+        if not is_over and self.broken is None:
+            self.send(frames.CANCEL, key)
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Raises what the child answers."""
+        result: EmbedResult = await self._ask(frames.EMBED, request)
+        return result
+
+    async def stats(self, timeout_s: float = 1.0) -> dict[str, float]:
+        """Fresh numbers, or those of the last heartbeat when a step takes longer than `timeout_s`."""
+        try:
+            numbers: dict[str, float] = await asyncio.wait_for(self._ask(frames.STATS, None), timeout_s)
+        except TimeoutError:
+            return self.last_beat.stats
+        return numbers
+
+    async def _ask(self, kind: int, request: EmbedRequest | None) -> Any:
+        key = self._next_key()
+        reply = self._replies[key] = self._loop.create_future()
+        is_answered = False
+        try:
+            if request is None:
+                self.send(kind, key)
+            else:
+                await self._send_request(kind, key, request)
+            result = await reply
+            is_answered = True
+            return result
+        finally:
+            reply.cancel()
+            del self._replies[key]
+            if not is_answered and kind == frames.EMBED and self.broken is None:
+                self.send(frames.CANCEL, key)
