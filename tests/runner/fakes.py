@@ -9,12 +9,23 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from model_cards.card import ModelCard, TokenizerRef
-from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
+from runner.catalog import Catalog
+from runner.types import (
+    ChatRequest,
+    EmbedRequest,
+    EmbedResult,
+    EngineInfo,
+    TextDelta,
+    TokenDelta,
+    TokenRequest,
+    Usage,
+)
 
 SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259
@@ -138,3 +149,80 @@ def says(*pieces: list[int], finish: str = "stop", stop_token_id: int | None = E
     """A script: one delta for each piece, then the end."""
     last = TokenDelta([], finish, None, stop_token_id)  # type: ignore[arg-type]
     return lambda request: [*(TokenDelta(list(piece)) for piece in pieces), last]
+
+
+class TextService:
+    """A ChatService without an engine: `answer(request)` gives deltas, exceptions, or None (wait until closed)."""
+
+    def __init__(
+        self, answer: Callable[[ChatRequest], Sequence[Any]], *, name: str = "toy", max_running: int = 4
+    ) -> None:
+        self.card = ModelCard(name=name, source=name)
+        self.info = EngineInfo(name="text", max_running=max_running)
+        self.answer = answer
+        self.requests: list[ChatRequest] = []
+        self.num_open = 0
+        self.most_open = 0
+
+    async def start(self) -> EngineInfo:
+        return self.info
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[TextDelta, None]:
+        self.requests.append(request)
+        self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
+        try:
+            for item in self.answer(request):
+                await asyncio.sleep(0)
+                if item is None:
+                    await asyncio.Event().wait()
+                elif isinstance(item, float):
+                    await asyncio.sleep(item)
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            self.num_open -= 1
+
+    async def embed(self, request_id: str, inputs: list[str | list[int]]) -> EmbedResult:
+        return EmbedResult(vectors=[b"\x00\x00\x80\x3f"] * len(inputs), prompt_tokens=len(inputs))
+
+    def render(self, request: ChatRequest) -> str:
+        return str(request.messages)
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, token_ids: list[int], *, skip_special: bool = False) -> str:
+        return bytes(token_ids).decode()
+
+    async def health(self) -> None:
+        return None
+
+    async def stats(self) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None:
+        return None
+
+
+def last_text(request: ChatRequest) -> str:
+    """What the user said last."""
+    return str((request.messages or [{"content": request.prompt}])[-1]["content"])
+
+
+def shout(request: ChatRequest) -> list[TextDelta]:
+    """An answer: the last text in capitals, a word a delta; 3 tokens in, a token a word out."""
+    words = last_text(request).upper().split()
+    usage = Usage(prompt_tokens=3, completion_tokens=len(words))
+    texts = [word if not place else f" {word}" for place, word in enumerate(words)]
+    return [*(TextDelta(text=text) for text in texts), TextDelta(finish="stop", usage=usage)]
+
+
+def catalog_of(*services: TextService) -> Catalog:
+    """A catalog that serves them."""
+    catalog = Catalog()
+    for service in services:
+        catalog.add(service)
+    return catalog

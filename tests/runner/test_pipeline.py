@@ -466,7 +466,7 @@ async def test_closing_the_stream_closes_the_engines(start: Start, n: int) -> No
 async def test_cancelling_the_reader_closes_the_engines(start: Start, n: int) -> None:
     pipeline, engine = await start(lambda _: [TokenDelta([97]), None])
     task = asyncio.create_task(collect(pipeline, chat(sampling=SamplingOptions(n=n))))
-    while engine.num_open < n:
+    while engine.num_open < n:  # noqa: ASYNC110
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
