@@ -15,7 +15,7 @@ import uuid
 
 from runner.catalog import Catalog
 from runner.console import say, warn
-from runner.errors import UsageError
+from runner.errors import LlmrunError, UsageError
 from runner.frontends.base import FrontendSpec
 from runner.openai_requests import NO_DEFAULTS, parse_chat, request_defaults
 from runner.types import ChatRequest
@@ -38,32 +38,34 @@ class StdinFrontend:
         """0, or 141 when the reader of stdout went away. Raises UsageError for an empty or unreadable prompt."""
         body = {"messages": [{"role": "user", "content": await self._read_prompt()}]}
         request = parse_chat(body, request_id=f"stdin-{uuid.uuid4().hex}", defaults=self._defaults).requests[0]
+        if sys.stdout is None:
+            raise LlmrunError("stdout is closed: there is nowhere to write the answer")
         answer = AnswerWriter(sys.stdout.fileno())
         try:
-            return await self._answer(catalog, request, answer)
+            await self._answer(catalog, request, answer)
         except BrokenPipeError:
             answer.abandon()
             return SIGPIPE_EXIT
-
-    async def _answer(self, catalog: Catalog, request: ChatRequest, answer: AnswerWriter) -> int:
-        service = catalog.get(request.model)
-        try:
-            async with contextlib.aclosing(service.generate(request)) as stream:
-                async for delta in stream:
-                    for warning in delta.warnings:
-                        warn(warning)
-                    await answer.write(delta.text)
-                    if delta.finish == "length":
-                        cut_at = delta.usage.completion_tokens if delta.usage else 0
-                        await answer.end_line()
-                        warn(f"the answer was cut at {cut_at:,} tokens (--max-tokens, or the context is full)")
-        finally:
-            await answer.end_line()
+        except BaseException:
+            answer.break_off()
+            raise
         return 0
+
+    async def _answer(self, catalog: Catalog, request: ChatRequest, answer: AnswerWriter) -> None:
+        async with contextlib.aclosing(catalog.get(request.model).generate(request)) as stream:
+            async for delta in stream:
+                for warning in delta.warnings:
+                    warn(warning)
+                await answer.write(delta.text)
+                if delta.finish == "length":
+                    await answer.end_line()
+                    cut_at = delta.usage.completion_tokens if delta.usage else 0
+                    warn(f"the answer was cut at {cut_at:,} tokens (--max-tokens, or the context is full)")
+        await answer.end_line()
 
     async def _read_prompt(self) -> str:
         """What came through the pipe, then PROMPT (`cat f | llmrun MODEL "summarise"`), a blank line between."""
-        piped = "" if _stdin_is_terminal() else _decode(await _read_stdin(patient=self._prompt is None))
+        piped = "" if _has_no_stdin() else _decode(await _read_stdin(patient=self._prompt is None))
         parts = [part for part in (piped.rstrip("\r\n"), self._prompt or "") if part.strip()]
         if not parts:
             raise UsageError('nothing to answer: stdin is empty and there is no PROMPT; try: llmrun MODEL "a question"')
@@ -78,30 +80,41 @@ class AnswerWriter:
         self._last = "\n"
 
     async def write(self, text: str) -> None:
-        """All of the text, as UTF-8. Raises BrokenPipeError when nobody reads any more."""
-        if not text:
-            return
-        self._last = text[-1]
+        """All of the text, as UTF-8. Raises BrokenPipeError when nobody reads any more, LlmrunError for a full disk."""
         rest = memoryview(text.encode("utf-8", "replace"))
-        while rest:
-            await self._until_writable()
-            rest = rest[os.write(self._fd, rest[:_PIPE_BYTES]) :]
+        try:
+            while rest:
+                await self._until_writable()
+                rest = rest[os.write(self._fd, rest[:_PIPE_BYTES]) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise LlmrunError(f"the answer cannot be written to stdout: {error.strerror}") from error
+        self._last = text[-1:] or self._last
 
     async def end_line(self) -> None:
         """End the last line, if it is not ended; nothing if nothing was written."""
         if self._last != "\n":
             await self.write("\n")
 
+    def break_off(self) -> None:
+        """An error or a signal ends the answer: end the line if that can be done without waiting."""
+        if self._last != "\n" and self._is_writable():
+            with contextlib.suppress(OSError):
+                os.write(self._fd, b"\n")
+
     def abandon(self) -> None:
         """The reader is gone: keep Python from writing to it again at exit."""
-        self._last = "\n"
         with contextlib.suppress(OSError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._fd)
             os.close(null)
 
+    def _is_writable(self) -> bool:
+        return bool(select.select([], [self._fd], [], 0)[1])
+
     async def _until_writable(self) -> None:
-        if select.select([], [self._fd], [], 0)[1]:
+        if self._is_writable():
             return
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
@@ -117,12 +130,9 @@ def _resolve(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-def _stdin_is_terminal() -> bool:
-    """A closed stdin counts: there is nothing to wait for."""
-    try:
-        return os.isatty(0) or os.fstat(0) is None
-    except OSError:
-        return True
+def _has_no_stdin() -> bool:
+    """A terminal is not waited for; a closed stdin leaves file descriptor 0 to whoever opens a file next."""
+    return sys.stdin is None or sys.stdin.isatty()
 
 
 async def _read_stdin(*, patient: bool) -> bytes:
