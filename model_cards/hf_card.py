@@ -10,8 +10,11 @@ Owns which file is asked for what, and which file wins. Does not name the model 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from model_cards.card import TokenizerKind, TokenizerRef
 from model_cards.errors import ModelFileError, ModelNotFound
@@ -43,6 +46,40 @@ _TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_tok
 _END_NAMES = ("eos_token", "eot_token", "eom_token")
 
 
+class _TokenizerJson(msgspec.Struct):
+    """What a card needs of tokenizer.json; the vocabulary stays undecoded until a special token is looked up in it."""
+
+    added_tokens: list[dict[str, Any]] = []
+    post_processor: Any = None
+    model: dict[str, msgspec.Raw] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> _TokenizerJson:
+        """Raises ModelFileError where the file is broken."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except OSError as error:
+            raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{path} is not a valid tokenizer: {error}") from None
+
+    def ids(self, texts: Iterable[str]) -> dict[str, int]:
+        """Ids of the added tokens and of `texts`."""
+        ids = {token["content"]: token["id"] for token in self.added_tokens if {"content", "id"} <= token.keys()}
+        wanted = [text for text in texts if text not in ids]
+        if wanted and "vocab" in self.model:
+            vocab = msgspec.json.decode(self.model["vocab"])
+            if isinstance(vocab, list):  # Unigram: [[text, score], ...]
+                vocab = {entry[0]: index for index, entry in enumerate(vocab)}
+            ids.update({text: vocab[text] for text in wanted if text in vocab})
+        return ids
+
+    def num_tokens(self) -> int:
+        """Tokens in the vocabulary, added ones included."""
+        vocab = msgspec.json.decode(self.model["vocab"]) if "vocab" in self.model else ()
+        return max(len(vocab), 1 + max((token.get("id", -1) for token in self.added_tokens), default=-1))
+
+
 class _Folder:
     """The JSON files of one folder, read once."""
 
@@ -52,6 +89,9 @@ class _Folder:
         self.generation = self.read("generation_config.json")
         self.tokenizer_config = self.read("tokenizer_config.json")
         self.special_map = self.read("special_tokens_map.json")
+        self.tokenizer_ref = find_tokenizer(path)
+        ref = self.tokenizer_ref
+        self.tokenizer = _TokenizerJson.read(Path(ref.path)) if ref and ref.kind == "hf" else _TokenizerJson()
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON object; empty where there is no such file. Raises ModelFileError where it is something else."""
@@ -93,8 +133,7 @@ def fields_from_hf(path: Path, *, needs_config: bool = True) -> dict[str, Any]:
     if needs_config and not (path / "config.json").is_file():
         raise ModelNotFound(_missing_config(path))
     folder = _Folder(path)
-    tokenizer = find_tokenizer(path)
-    vocab = _vocabulary(folder, tokenizer)
+    vocab = _vocabulary(folder)
     default, named = _templates(folder)
     texts = _special_texts(folder)
     bos_id = _token_id(_first(folder.config_value("bos_token_id"), folder.generation.get("bos_token_id")))
@@ -103,15 +142,15 @@ def fields_from_hf(path: Path, *, needs_config: bool = True) -> dict[str, Any]:
     return {
         "architecture": _architecture(folder),
         "context_length": _context_length(folder),
-        "vocab_size": _number(folder.config_value("vocab_size")) or len(vocab),
+        "vocab_size": _number(folder.config_value("vocab_size")) or folder.tokenizer.num_tokens(),
         "bos_token_id": bos_id,
         "eos_token_ids": _end_ids(folder, texts, vocab),
-        "tokenizer": tokenizer,
+        "tokenizer": folder.tokenizer_ref,
         "chat_template": default,
         "named_templates": named,
         "special_tokens": {name: texts[name] for name in _TEMPLATE_TOKENS if name in texts},
-        "add_bos": _adds(folder, tokenizer, "bos_token", texts, sentencepiece_default=True),
-        "add_eos": _adds(folder, tokenizer, "eos_token", texts, sentencepiece_default=False),
+        "add_bos": _adds(folder, "bos_token", texts, sentencepiece_default=True),
+        "add_eos": _adds(folder, "eos_token", texts, sentencepiece_default=False),
         "sampling": _sampling(folder),
         "details": {**_details(folder), **describe_weights(path)},
     }
@@ -194,9 +233,9 @@ def _special_texts(folder: _Folder) -> dict[str, str]:
     return texts
 
 
-def _vocabulary(folder: _Folder, tokenizer: TokenizerRef | None) -> dict[str, int]:
-    """Ids of the added tokens by text; of all tokens where only tokenizer.json knows them."""
-    vocab: dict[str, int] = {}
+def _vocabulary(folder: _Folder) -> dict[str, int]:
+    """Ids by text: of the added tokens, and of every token that tokenizer.json knows and a special token names."""
+    vocab: dict[str, int] = dict(folder.tokenizer.ids(_special_texts(folder).values()))
     decoder = folder.tokenizer_config.get("added_tokens_decoder")
     for key, token in decoder.items() if isinstance(decoder, dict) else ():
         if isinstance(token, dict) and isinstance(token.get("content"), str) and str(key).isdigit():
@@ -204,26 +243,7 @@ def _vocabulary(folder: _Folder, tokenizer: TokenizerRef | None) -> dict[str, in
     added = read_json(folder.path / "added_tokens.json")
     if isinstance(added, dict):
         vocab.update({text: index for text, index in added.items() if isinstance(index, int)})
-    if tokenizer is not None and tokenizer.kind == "hf":
-        vocab = {**_tokenizer_json_ids(Path(tokenizer.path)), **vocab}
     return vocab
-
-
-def _tokenizer_json_ids(path: Path) -> dict[str, int]:
-    body = read_json(path)
-    if not isinstance(body, dict):
-        raise ModelFileError(f"{path} is not a tokenizer: a JSON object is wanted")
-    model = body.get("model") if isinstance(body.get("model"), dict) else {}
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    ids: dict[str, int] = {}
-    if isinstance(vocab, dict):
-        ids.update(vocab)
-    elif isinstance(vocab, list):  # Unigram: [[text, score], ...]
-        ids.update({entry[0]: index for index, entry in enumerate(vocab) if isinstance(entry, list) and entry})
-    for token in body.get("added_tokens") or []:
-        if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int):
-            ids[token["content"]] = token["id"]
-    return ids
 
 
 def _end_ids(folder: _Folder, texts: dict[str, str], vocab: dict[str, int]) -> tuple[int, ...]:
@@ -278,20 +298,16 @@ def _read_text(path: Path) -> str:
         raise ModelFileError(f"cannot read the chat template {path}: {error}") from None
 
 
-def _adds(
-    folder: _Folder, tokenizer: TokenizerRef | None, name: str, texts: dict[str, str], *, sentencepiece_default: bool
-) -> bool:
-    """Does encoding a raw text add this token? tokenizer.json's own post-processor is the truth where there is one."""
-    if name not in texts or tokenizer is None:
+def _adds(folder: _Folder, name: str, texts: dict[str, str], *, sentencepiece_default: bool) -> bool:
+    """Does encoding a raw text add this token? A flag says so, else tokenizer.json's post-processor, else the kind."""
+    if name not in texts or folder.tokenizer_ref is None:
         return False
     stated = folder.tokenizer_config.get(f"add_{name}")
-    if tokenizer.kind == "hf":
-        processor = (read_json(Path(tokenizer.path)) or {}).get("post_processor")
-        if processor is not None and stated is None:
-            return _template_adds(processor, texts[name])
     if isinstance(stated, bool):
         return stated
-    return sentencepiece_default and tokenizer.kind in ("sentencepiece", "tekken")
+    if folder.tokenizer_ref.kind == "hf":
+        return _template_adds(folder.tokenizer.post_processor, texts[name])
+    return sentencepiece_default and folder.tokenizer_ref.kind in ("sentencepiece", "tekken")
 
 
 def _template_adds(processor: Any, text: str) -> bool:
