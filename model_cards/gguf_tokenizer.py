@@ -221,7 +221,7 @@ def make_pre_tokenizer(pre: PreTokenizer) -> tokenizers.pre_tokenizers.PreTokeni
     """The `tokenizers` form of one row of the table."""
     from tokenizers import Regex, pre_tokenizers
 
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.dated_patterns]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

@@ -7,6 +7,7 @@ another: each splits the pieces that the one before left, and what it does not m
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -23,6 +24,36 @@ class PreTokenizer(NamedTuple):
     """False: no begin-of-text token unless the file names one."""
     is_raw: bool = False
     """Merges run on UTF-8 with U+2581 for spaces and `<0xXX>` byte tokens, not on GPT-2's byte alphabet."""
+
+    @property
+    def dated_patterns(self) -> tuple[str, ...]:
+        """`patterns` with every `\\p{L}` meaning what it means in llama.cpp's tables, which are Unicode 15.1's.
+
+        Oniguruma knows Unicode 16: 5,185 characters more, which are of no category there.
+        """
+        return tuple(_CATEGORY.sub(_date, pattern) for pattern in self.patterns)
+
+
+_CATEGORY = re.compile(r"\\([pP])\{([LMNPS])\}")
+
+
+def _class(ranges: str) -> str:
+    """Character class out of hexadecimal code points and ranges: `41-5A B5`."""
+    return "[" + "".join("-".join(rf"\x{{{code}}}" for code in item.split("-")) for item in ranges.split()) + "]"
+
+
+_UNICODE_16 = _class(
+    "897 1B4E-1B4F 1B7F 1C89-1C8A 2427-2429 31E4-31E5 A7CB-A7CD A7DA-A7DC 105C0-105F3 10D40-10D65 10D69-10D85 "
+    "10D8E-10D8F 10EC2-10EC4 10EFC 11380-11389 1138B 1138E 11390-113B5 113B7-113C0 113C2 113C5 113C7-113CA "
+    "113CC-113D5 113D7-113D8 113E1-113E2 116D0-116E3 11BC0-11BE1 11BF0-11BF9 11F5A 13460-143FA 16100-16139 "
+    "16D40-16D79 18CFF 1CC00-1CCF9 1CD00-1CEB3 1E5D0-1E5FA 1E5FF 1F8B2-1F8BB 1F8C0-1F8C1 1FA89 1FA8F 1FABE 1FAC6 "
+    "1FADC 1FADF 1FAE9 1FBCB-1FBEF"
+)
+
+
+def _date(match: re.Match[str]) -> str:
+    negation = "^" if match[1] == "P" else ""
+    return rf"[{negation}[\p{{{match[2]}}}&&[^{_UNICODE_16}]]]"
 
 
 _CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
@@ -69,13 +100,9 @@ _TINY_AYA = _cased(_ANY_LETTER, _ANY_LETTER, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
 _YOUTU = _cased(_ANY_LETTER, _ANY_LETTER, f"{_CONTRACTIONS}?", r"\p{N}")
 
 
-def _class(ranges: str) -> str:
-    """Character class out of hexadecimal code points and ranges: `41-5A B5`."""
-    return "[" + "".join("-".join(rf"\x{{{code}}}" for code in item.split("-")) for item in ranges.split()) + "]"
-
-
 _ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
-_CJK = _class("4E00-9FA5 800-4E00 AC00-D7FF")
+# Whitespace is invisible to llama.cpp's literal ranges: it has been replaced by then.
+_CJK = rf"[{_class('4E00-9FA5 800-4E00 AC00-D7FF')}&&\S]"
 _CJK_KANA = _class("4E00-9FA5 3040-309F 30A0-30FF")
 _DEEPSEEK_WORDS = rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
 _DEEPSEEK3 = rf"{_DEEPSEEK_WORDS}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
@@ -91,7 +118,7 @@ _DEEPSEEK_LETTERS = _class(
     "AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2  "
     "10CC0-10CF2 118A0-118DF 1E900-1E943"
 )
-_DEEPSEEK_PUNCTUATION = _class("21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002")
+_DEEPSEEK_PUNCTUATION = rf"[{_class('21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002')}&&\S]"
 # CJK, Thai, Lao, Khmer, Burmese, Hangul.
 _AFMOE_SCRIPTS = _class(
     "4E00-9FFF 3400-4DBF 8C48-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF  "
