@@ -16,7 +16,7 @@ from runner.frontends.http import completions, embeddings, errors, health, model
 from runner.frontends.http.auth import PUBLIC_PATHS
 from runner.frontends.http.errors import ShuttingDown
 from runner.frontends.http.record import Record
-from runner.frontends.http.state import RECORD, STATE, State, record_of
+from runner.frontends.http.state import RECORD, STATE, State
 
 REQUEST_ID = "X-Request-Id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -86,7 +86,7 @@ async def _wrapper(request: web.Request, handler: Handler) -> web.StreamResponse
 
 async def _answer(request: web.Request, handler: Handler, state: State) -> web.StreamResponse:
     """The handler's response, or the error's."""
-    record = record_of(request)
+    record = request[RECORD]
     try:
         if request.path not in PUBLIC_PATHS:
             state.keys.check(request.headers)
@@ -124,5 +124,5 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     state = request.app[STATE]
     headers = response.headers
     headers[hdrs.SERVER] = f"llmrun/{state.version}"
-    headers[REQUEST_ID] = record_of(request).request_id if RECORD in request else _request_id(request)
+    headers[REQUEST_ID] = request[RECORD].request_id if RECORD in request else _request_id(request)
     headers.update(state.cors.headers(request))

@@ -19,7 +19,7 @@ from runner.frontends.http import errors
 from runner.frontends.http.errors import ShuttingDown
 from runner.frontends.http.record import Record
 from runner.frontends.http.sse import EventStream
-from runner.frontends.http.state import STATE, State, record_of
+from runner.frontends.http.state import RECORD, STATE, State
 from runner.openai_requests import Call, decode_body, parse_chat, parse_completion
 from runner.openai_responses import ApiKind, ChunkWriter, Fold, error_event
 from runner.services import ChatService
@@ -59,7 +59,7 @@ async def completion(request: web.Request) -> web.StreamResponse:
 
 
 async def _complete(request: web.Request, kind: ApiKind) -> web.StreamResponse:
-    state, record = request.app[STATE], record_of(request)
+    state, record = request.app[STATE], request[RECORD]
     state.enter()
     try:
         job = _make_job(kind, await request.read(), state)

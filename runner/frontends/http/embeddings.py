@@ -12,7 +12,7 @@ from aiohttp import web
 
 from runner.errors import UnsupportedField
 from runner.frontends.http.errors import json_response
-from runner.frontends.http.state import STATE, State, record_of
+from runner.frontends.http.state import RECORD, STATE, State
 from runner.openai_requests import EmbeddingCall, decode_body, parse_embedding
 from runner.types import EmbedResult, Usage
 
@@ -32,7 +32,7 @@ async def embeddings(request: web.Request) -> web.Response:
 async def _embed(request: web.Request, state: State) -> web.Response:
     call = parse_embedding(decode_body(await request.read()), lenient=state.lenient)
     service, _ = state.catalog.resolve(call.model)
-    record = record_of(request)
+    record = request[RECORD]
     record.begin(model=service.card.name, endpoint="embeddings", is_stream=False)
     result = await service.embed("embd-" + secrets.token_hex(12), list(call.inputs))
     record.add_usage(Usage(prompt_tokens=result.prompt_tokens, completion_tokens=0))

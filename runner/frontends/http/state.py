@@ -108,14 +108,7 @@ class State:
 
 
 STATE: web.AppKey[State] = web.AppKey("state", State)
-RECORD = "record"
-"""Where a request keeps its Record."""
-
-
-def record_of(request: web.Request) -> Record:
-    """The record of a request."""
-    record: Record = request[RECORD]
-    return record
+RECORD: web.RequestKey[Record] = web.RequestKey("record", Record)
 
 
 def _no_log(_: dict[str, Any]) -> None:
