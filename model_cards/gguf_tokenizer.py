@@ -6,11 +6,9 @@ Owns the choice of encoder by `tokenizer.ggml.model` and the joining of fragment
 
 from __future__ import annotations
 
-import gc
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +33,7 @@ _NEWLINES = re.compile(r"(\n+)")
 
 def load(path: Path, card: ModelCard | None = None) -> Tokenizer:
     """Tokenizer of the GGUF file at `path`."""
-    with GgufFile.open(path) as gguf, _no_garbage_collection():
+    with GgufFile.open(path) as gguf:
         return make_tokenizer(gguf)
 
 
@@ -281,15 +279,3 @@ def _without_surrogates(ids: dict[str, int]) -> dict[str, int]:
 
 def _is_valid(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Hundreds of thousands of small tuples make the collector run in vain: 60 of 300 ms."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -82,7 +82,7 @@ _EXAONE_MOE = (
 )
 
 
-def _cased(upper: str, lower: str, contractions: str, digits: str) -> str:
+def cased_words(upper: str, lower: str, contractions: str, digits: str) -> str:
     """gpt-4o's and tekken's shape: a word is capitals then small letters; `upper`, `lower` are character classes."""
     lead = r"[^\r\n\p{L}\p{N}]?"
     words = f"{lead}{upper}*{lower}+{contractions}|{lead}{upper}+{lower}*{contractions}"
@@ -93,11 +93,11 @@ def _cased(upper: str, lower: str, contractions: str, digits: str) -> str:
 _UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
 _UPPER_M, _LOWER_M = r"[[\p{L}\p{M}]&&[^a-z]]", r"[[\p{L}\p{M}]&&[^A-Z]]"
 _ANY_LETTER = r"[\p{L}\p{M}]"
-_TEKKEN = _cased(_UPPER, _LOWER, "", r"\p{N}")
-_GPT4O = _cased(_UPPER, _LOWER, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
-_GRANITE_EMBED = _cased(_UPPER_M, _LOWER_M, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
-_TINY_AYA = _cased(_ANY_LETTER, _ANY_LETTER, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
-_YOUTU = _cased(_ANY_LETTER, _ANY_LETTER, f"{_CONTRACTIONS}?", r"\p{N}")
+_TEKKEN = cased_words(_UPPER, _LOWER, "", r"\p{N}")
+_GPT4O = cased_words(_UPPER, _LOWER, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
+_GRANITE_EMBED = cased_words(_UPPER_M, _LOWER_M, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
+_TINY_AYA = cased_words(_ANY_LETTER, _ANY_LETTER, f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
+_YOUTU = cased_words(_ANY_LETTER, _ANY_LETTER, f"{_CONTRACTIONS}?", r"\p{N}")
 
 
 _ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"

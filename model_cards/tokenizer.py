@@ -7,8 +7,10 @@ splits text is its encoder's matter (gguf_tokenizer.py, hf_tokenizer.py, sentenc
 
 from __future__ import annotations
 
+import gc
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -148,7 +150,9 @@ def load_tokenizer(card: ModelCard) -> Tokenizer:
         reason = card.details.get("tokenizer_error", "no tokenizer file was found beside the weights")
         raise TokenizerError(f"{card.name} has no tokenizer: {reason}")
     module, function = _MAKERS[card.tokenizer.kind].split(":")
-    tokenizer: Tokenizer = getattr(importlib.import_module(module), function)(Path(card.tokenizer.path), card)
+    load = getattr(importlib.import_module(module), function)
+    with _no_garbage_collection():
+        tokenizer: Tokenizer = load(Path(card.tokenizer.path), card)
     return tokenizer
 
 
@@ -159,3 +163,15 @@ def _valid(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Hundreds of thousands of small tuples make the collector run in vain: a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -30,8 +30,12 @@ class UnigramEncoder:
         charsmap: bytes,
         add_space_prefix: bool,
         merge_spaces: bool,
+        byte_ids: Sequence[int] | None = None,
     ) -> None:
-        """`charsmap` is SentencePiece's precompiled normalization, empty for none."""
+        """`charsmap` is SentencePiece's precompiled normalization, empty for none.
+
+        `byte_ids`: 256 ids that spell an unknown character; None for one unknown token a run of them.
+        """
         usable = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
         self._ids = {tokens[index]: index for index in usable}
         self._scores = [0.0 if types[index] == USER_DEFINED else scores[index] for index in range(len(tokens))]
@@ -39,7 +43,7 @@ class UnigramEncoder:
         normal = [scores[index] for index in usable if types[index] == NORMAL]
         # The penalty is taken off in single precision there.
         self._unknown_score = _single(min(normal, default=0.0) - _UNKNOWN_PENALTY)
-        self._unknown_id = unknown_id
+        self._unknown_id, self._byte_ids = unknown_id, byte_ids
         whole = [tokens[index] for index in usable if types[index] == USER_DEFINED]
         self._charsmap = Charsmap(charsmap, whole)
         self._add_space_prefix, self._merge_spaces = add_space_prefix, merge_spaces
@@ -83,13 +87,16 @@ class UnigramEncoder:
             score = best[begin] + self._unknown_score
             if not has_char and score > best[begin + 1]:
                 best[begin + 1], origin[begin + 1] = score, (self._unknown_id, begin)
-        return self._trace(origin)
+        return self._trace(text, origin)
 
-    def _trace(self, origin: list[tuple[int, int]]) -> list[int]:
+    def _trace(self, text: str, origin: list[tuple[int, int]]) -> list[int]:
         ids: list[int] = []
-        end = len(origin) - 1
-        while end > 0:
-            token, end = origin[end]
+        begin = len(text)
+        while begin > 0:
+            token, begin = origin[begin]
+            if token == self._unknown_id and self._byte_ids is not None:
+                ids.extend(self._byte_ids[byte] for byte in reversed(text[begin].encode()))
+                continue
             # A run of unknown characters is one unknown token.
             if not (ids and token == ids[-1] == self._unknown_id):
                 ids.append(token)
