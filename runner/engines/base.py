@@ -55,6 +55,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     argument: str = ""
     options: EngineOptions = EngineOptions()
     tail: tuple[str, ...] = ()
+    http_port: int | None = None
+    """Only for sys.argv of pystr and pytok files."""
 
 
 class Engine(Protocol):
