@@ -41,6 +41,12 @@ class AsyncHost:
 
     def run(self) -> int:
         """See Host."""
+        try:  # outside of any event loop: a user's file may run one of its own while it is loaded
+            factory: Callable[[EngineSpec], Engine | TextSource] = load(self._start.child)
+            self._engine = factory(self._start.spec)
+        except BaseException as error:
+            self._sink.failed(start_failure(error))
+            return 1
         try:
             return asyncio.run(self._main())
         except BaseException as error:
@@ -52,8 +58,6 @@ class AsyncHost:
         self._loop = asyncio.get_running_loop()
         self._closing = asyncio.Event()
         try:
-            factory: Callable[[EngineSpec], Engine | TextSource] = load(self._start.child)
-            self._engine = factory(self._start.spec)
             attach_progress(self._engine, self._sink)
             info = await self._engine.start()
         except BaseException as error:
