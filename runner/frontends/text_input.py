@@ -85,7 +85,7 @@ class LineReader:
             if line is None:
                 self._lines.put_nowait(None)
                 return strip_block(text) if text.strip() else None
-            text += line
+            text = text + line if text else line.lstrip("\n")
             if text.strip() and not is_open(text):
                 return strip_block(text.rstrip("\n"))
 

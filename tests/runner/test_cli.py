@@ -14,10 +14,25 @@ from runner.cli import main
 from runner.flags import FLAGS
 from runner.help import COMMANDS, ENGINE_HELP, FRONTEND_HELP, command_names
 
-HEAVY = (
-    "aiohttp asyncio huggingface_hub jinja2 llama_cpp msgspec numpy prompt_toolkit rich sglang tensorrt_llm tokenizers "
-    "torch transformers uvloop vllm xllamacpp"
-).split()
+HEAVY = [
+    "aiohttp",
+    "asyncio",
+    "huggingface_hub",
+    "jinja2",
+    "llama_cpp",
+    "msgspec",
+    "numpy",
+    "prompt_toolkit",
+    "rich",
+    "sglang",
+    "tensorrt_llm",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "uvloop",
+    "vllm",
+    "xllamacpp",
+]
 
 
 def llmrun(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:

@@ -23,10 +23,43 @@ def test_every_run_option_has_a_flag_and_no_spelling_is_used_twice() -> None:
 
 @pytest.mark.parametrize(
     "spelling",
-    "--model-path --model-name --model-config --http-port --http-host --context-length --kv-cache-block-size "
-    "--tensor-parallel-size --base-gpu-id --num-nodes --node-rank --leader-addr --dist-init-addr --extra-engine-args "
-    "--request-template -v -m -c --ctx-size --max-model-len --host --port --api-key -ngl -t --parallel "
-    "--max-num-seqs --served-model-name --chat-template --seed --temp -s --system --config --dry-run".split(),
+    [
+        "--model-path",
+        "--model-name",
+        "--model-config",
+        "--http-port",
+        "--http-host",
+        "--context-length",
+        "--kv-cache-block-size",
+        "--tensor-parallel-size",
+        "--base-gpu-id",
+        "--num-nodes",
+        "--node-rank",
+        "--leader-addr",
+        "--dist-init-addr",
+        "--extra-engine-args",
+        "--request-template",
+        "-v",
+        "-m",
+        "-c",
+        "--ctx-size",
+        "--max-model-len",
+        "--host",
+        "--port",
+        "--api-key",
+        "-ngl",
+        "-t",
+        "--parallel",
+        "--max-num-seqs",
+        "--served-model-name",
+        "--chat-template",
+        "--seed",
+        "--temp",
+        "-s",
+        "--system",
+        "--config",
+        "--dry-run",
+    ],
 )
 def test_the_spellings_that_users_of_other_tools_type(spelling: str) -> None:
     assert any(spelling in flag.names for flag in FLAGS)

@@ -112,7 +112,7 @@ def test_what_cannot_be_says_why_and_what_instead(words: list[str], given: dict[
 
 
 def test_a_hugging_face_folder_says_that_native_is_not_built() -> None:
-    with pytest.raises(UsageError, match="x_hf is a Hugging Face folder.*out=native.*not built yet; instead"):
+    with pytest.raises(UsageError, match=r"x_hf is a Hugging Face folder.*out=native.*not built yet; instead"):
         plan(model_path="x_hf")
     with pytest.raises(UsageError, match="out=llamacpp runs a GGUF file; x_hf is a Hugging Face folder"):
         plan("out=llamacpp", model_path="x_hf")
@@ -131,9 +131,21 @@ def test_a_wrong_engine_is_told_before_a_model_is_looked_for() -> None:
 def test_every_word_of_the_design_is_known() -> None:
     for name in ("text", "stdin", "http", "batch", "none", "dyn"):
         assert name in {**FRONTENDS, **NOT_BUILT}
-    for name in (
-        "native llamacpp vllm sglang trtllm mistralrs triton dyn echo_core echo_full pystr pytok mocker"
-    ).split():
+    for name in [
+        "native",
+        "llamacpp",
+        "vllm",
+        "sglang",
+        "trtllm",
+        "mistralrs",
+        "triton",
+        "dyn",
+        "echo_core",
+        "echo_full",
+        "pystr",
+        "pytok",
+        "mocker",
+    ]:
         assert name in ENGINES
 
 
@@ -174,9 +186,9 @@ def test_engines_of_other_packages_are_loaded_only_when_named(monkeypatch: pytes
     assert name_engine("mine").entry.factory == "other_package:make_engine"
     assert name_engine("row").entry.models == ("hf",)
     assert (mine.num_loads, theirs.num_loads) == (1, 0)
-    with pytest.raises(UsageError, match="out=theirs: the package that offers it cannot be loaded"):
+    with pytest.raises(UsageError, match=r"out=theirs: the package that offers it cannot be loaded"):
         name_engine("theirs")
-    with pytest.raises(UsageError, match="unknown out=nope.*mine"):
+    with pytest.raises(UsageError, match=r"unknown out=nope.*mine"):
         name_engine("nope")
 
 
