@@ -68,7 +68,8 @@ async def running(service: ScriptedService | None = None, **options: Any) -> Asy
         async with aiohttp.ClientSession() as server.client:
             yield server
     finally:
-        stop.ask()
+        if not server.task.done():
+            stop.ask()
         async with asyncio.timeout(10):
             await server.task
 
