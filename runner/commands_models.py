@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from model_cards.card import ModelCard
 from runner import console
 from runner.console import EXIT_FAILURE
+from runner.download_bars import DownloadBars
 
 if TYPE_CHECKING:
     from model_cards.hub import CachedModel
@@ -121,46 +122,13 @@ def pull(model: str) -> int:
     from model_cards.resolve import resolve
 
     started = time.monotonic()
-    with _Bars() as bars:
+    with DownloadBars() as bars:
         card = resolve(model, progress=bars.update)
     size = card.details.get("file_size")
     size_text = f", {_size(size)}" if isinstance(size, int) else ""
     console.say(f"{card.name} is here{size_text} ({time.monotonic() - started:.1f} s); start it with: llmrun {model}")
     print(card.path)  # noqa: T201
     return 0
-
-
-class _Bars:
-    """Progress bars on a terminal's stderr; a line a file elsewhere."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, Any] = {}
-        self._progress: Any = None
-
-    def __enter__(self) -> _Bars:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-            from rich.progress import TransferSpeedColumn as Speed
-
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=Console(stderr=True))
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, file: str, done: int, total: int) -> None:
-        """Show how far a file is (bytes)."""
-        if file not in self._tasks:
-            is_resumed = f", {_size(done)} of it are here already" if done else ""
-            if self._progress is None:
-                console.say(f"fetching {file} ({_size(total)}{is_resumed})")
-            self._tasks[file] = self._progress and self._progress.add_task(file, total=total)
-        if self._progress is not None:
-            self._progress.update(self._tasks[file], completed=done, total=total)
 
 
 def rm(model: str, *, yes: bool = False) -> int:

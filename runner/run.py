@@ -10,14 +10,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from model_cards.card import ModelCard
 from runner import log
 from runner.config_file import Settings, merge
 from runner.console import say
+from runner.download_bars import DownloadBars
 from runner.errors import UsageError
 from runner.help import command_names
 from runner.options import RunOptions
@@ -52,22 +51,23 @@ def find_card(source: str, options: RunOptions, *, download: bool = True) -> Mod
     """The card of what the user named. Raises CardError."""
     from model_cards.resolve import resolve
 
-    return resolve(
-        source,
-        name=options.model_name,
-        model_config=options.model_config,
-        chat_template=options.chat_template,
-        context_length=options.context_length,
-        download=download,
-    )
+    with DownloadBars() as bars:
+        return resolve(
+            source,
+            name=options.model_name,
+            model_config=options.model_config,
+            chat_template=options.chat_template,
+            context_length=options.context_length,
+            download=download,
+            progress=bars.update,
+        )
 
 
 def preset_aliases() -> tuple[str, ...]:
     """Names of the curated cards."""
-    folder = resources.files("model_cards") / "presets"
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted({Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".json")}))
+    from model_cards.presets import aliases
+
+    return tuple(aliases())
 
 
 def _parse(words: Sequence[str], settings: Settings) -> Words:
