@@ -80,11 +80,12 @@ class ChatPipeline:
     async def start(self) -> EngineInfo:
         """Start the engine, and load tokenizer and template meanwhile. Raises EngineStartFailed or CardError."""
         loading = asyncio.create_task(asyncio.to_thread(self._load))
+        starting = asyncio.create_task(self._engine.start())
         try:
-            self.info = await self._engine.start()
-            self._tokenizer, template = await loading
+            self.info, (self._tokenizer, template) = await asyncio.gather(starting, loading)
         except BaseException:
-            await asyncio.gather(loading, return_exceptions=True)
+            starting.cancel()
+            await asyncio.gather(starting, loading, return_exceptions=True)
             await self._engine.close()
             raise
         context_length = self.info.context_length or self.card.context_length

@@ -153,22 +153,19 @@ class PromptBuilder:
 
     def _overflow(self, prompt_tokens: int, max_tokens: int | None, *, at_least: bool = False) -> ContextOverflow:
         context = self.context_length
-        has = "has at least" if at_least else "has"
         needed = prompt_tokens + (max_tokens or 1)
-        if prompt_tokens >= context:
-            message = f"prompt {has} {prompt_tokens:,} tokens, the context is {context:,}; shorten it"
+        message = f"prompt has {'at least ' if at_least else ''}{prompt_tokens:,} tokens"
+        if prompt_tokens < context:
+            message += f" and max_tokens is {max_tokens or 1:,}, together {needed:,}; the context is {context:,}"
+            message += f"; ask for at most {context - prompt_tokens:,}, or shorten the prompt"
         else:
-            message = (
-                f"prompt {has} {prompt_tokens:,} tokens and max_tokens is {max_tokens or 1:,}, together {needed:,}; "
-                f"the context is {context:,}; ask for at most {context - prompt_tokens:,}, shorten the prompt"
-            )
-        suggestion = f" or start with --context-length {_round_up(needed)}"
-        longest = self._card.context_length
-        if longest and needed > longest:
-            suggestion = f" (this model was made for {longest:,})" if context >= longest else suggestion
-        return ContextOverflow(
-            message + suggestion, prompt_tokens=prompt_tokens, context_length=context, max_tokens=max_tokens
-        )
+            message += f", the context is {context:,}; shorten it"
+        longest = self._card.context_length or UNKNOWN_CONTEXT
+        if needed <= longest and not at_least:
+            message += f" or start with --context-length {min(_round_up(needed), longest)}"
+        elif longest <= context:
+            message += f" (this model was made for {longest:,})"
+        return ContextOverflow(message, prompt_tokens=prompt_tokens, context_length=context, max_tokens=max_tokens)
 
 
 def _round_up(tokens: int) -> int:

@@ -12,8 +12,8 @@ import contextlib
 import struct
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ from runner.openai_requests import (
 from runner.openai_responses import ApiKind, Fold, encode, error_object
 from runner.types import Usage
 
+Answer = TypeVar("Answer")
 MAX_DEATHS = 2
 """A line that was running when the engine died is tried again this often: another line may be to blame."""
 _FORMS = 'a line is {"text": "…"} or {"custom_id": "…", "method": "POST", "url": "/v1/chat/completions", "body": {…}}'
@@ -115,19 +116,10 @@ class LineRunner:
         return await self._answer(call, "completion")
 
     async def _answer(self, call: Call, kind: ApiKind) -> dict[str, Any]:
-        """The whole response object. Waits where the engine is busy; tries again where it died."""
+        """The whole response object."""
         if call.stream:
             raise RequestError("stream cannot be true in a batch file", field="stream")
-        deaths = 0
-        while True:
-            try:
-                return await self._answer_once(call, kind)
-            except EngineBusy as error:
-                await asyncio.sleep(error.retry_after_s)
-            except EngineDied:
-                deaths += 1
-                if deaths > MAX_DEATHS:
-                    raise
+        return await _persist(lambda: self._answer_once(call, kind))
 
     async def _answer_once(self, call: Call, kind: ApiKind) -> dict[str, Any]:
         service = self._catalog.get(call.requests[0].model)
@@ -144,16 +136,35 @@ class LineRunner:
                     fold.add(msgspec.structs.replace(delta, index=place * call.n + delta.index) if place else delta)
         return fold.result()
 
-    async def _embedding(self, body: dict[str, Any]) -> dict[str, Any]:
-        call = parse_embedding(body, lenient=self._lenient)
+    async def _embedding(self, asked: dict[str, Any]) -> dict[str, Any]:
+        call = parse_embedding(asked, lenient=self._lenient)
         service = self._catalog.get(call.model)
-        result = await service.embed(_new_id("embd"), list(call.inputs))
+        result = await _persist(lambda: service.embed(_new_id("embd"), list(call.inputs)))
+        num_dimensions = len(result.vectors[0]) // 4
+        if call.dimensions not in (None, num_dimensions):
+            message = f"dimensions is {call.dimensions}, this model makes {num_dimensions}; leave it out"
+            raise RequestError(message, field="dimensions")
         data = [
             {"object": "embedding", "index": index, "embedding": _vector(vector, call.base64)}
             for index, vector in enumerate(result.vectors)
         ]
         usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-        return {"object": "list", "data": data, "model": service.card.name, "usage": usage}
+        body = {"object": "list", "data": data, "model": service.card.name, "usage": usage}
+        return {**body, "warnings": list(call.warnings)} if call.warnings else body
+
+
+async def _persist(attempt: Callable[[], Awaitable[Answer]]) -> Answer:
+    """What an attempt returns: waits where the engine is busy, tries again where it died."""
+    deaths = 0
+    while True:
+        try:
+            return await attempt()
+        except EngineBusy as error:
+            await asyncio.sleep(error.retry_after_s)
+        except EngineDied:
+            deaths += 1
+            if deaths > MAX_DEATHS:
+                raise
 
 
 def _decode(raw: bytes) -> dict[str, Any]:

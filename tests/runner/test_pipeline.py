@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from model_cards.card import ModelCard
+from model_cards.errors import CardError
 from model_cards.tokenizer import Tokenizer, load_tokenizer
 from runner.errors import ContextOverflow, EngineDied, EngineFailed, EngineStartFailed, RequestError, UnsupportedField
 from runner.pipeline import ChatPipeline
@@ -171,16 +172,32 @@ async def test_max_tokens_defaults_to_what_the_context_leaves(start: Start) -> N
     assert [request.max_tokens for request in engine.requests] == [60, 60]
 
 
-async def test_an_overflow_names_the_numbers_and_what_to_do(start: Start) -> None:
-    pipeline, engine = await start(says([72]), context_length=100)
-    with pytest.raises(
-        ContextOverflow, match=r"prompt has 100 tokens, the context is 100; shorten it or start with"
-    ) as e:
-        await collect(pipeline, chat(prompt=[65] * 100))
-    assert (e.value.prompt_tokens, e.value.context_length, e.value.max_tokens) == (100, 100, None)
-    with pytest.raises(ContextOverflow, match=r"40 tokens and max_tokens is 61, together 101; the context is 100") as e:
-        await collect(pipeline, chat(prompt=[65] * 40, max_tokens=61))
-    assert e.value.max_tokens == 61
+@pytest.mark.parametrize(
+    ("made_for", "tokens", "max_tokens", "message"),
+    [
+        (8192, 100, None, "prompt has 100 tokens, the context is 100; shorten it or start with --context-length 128"),
+        (8192, 9120, None, "prompt has 9,120 tokens, the context is 100; shorten it"),
+        (110, 105, None, "prompt has 105 tokens, the context is 100; shorten it or start with --context-length 110"),
+        (100, 105, None, "prompt has 105 tokens, the context is 100; shorten it (this model was made for 100)"),
+        (
+            8192,
+            40,
+            61,
+            "prompt has 40 tokens and max_tokens is 61, together 101; the context is 100; "
+            "ask for at most 60, or shorten the prompt or start with --context-length 128",
+        ),
+    ],
+)
+async def test_an_overflow_names_the_numbers_and_what_to_do(
+    start: Start, toy_card: ModelCard, made_for: int, tokens: int, max_tokens: int | None, message: str
+) -> None:
+    card = msgspec.structs.replace(toy_card, context_length=made_for)
+    pipeline, engine = await start(says([72]), context_length=100, card=card)
+    with pytest.raises(ContextOverflow) as caught:
+        await collect(pipeline, chat(prompt=[65] * tokens, max_tokens=max_tokens))
+    assert str(caught.value) == message
+    error = caught.value
+    assert (error.prompt_tokens, error.context_length, error.max_tokens) == (tokens, 100, max_tokens)
     assert not engine.requests
 
 
@@ -522,10 +539,15 @@ async def test_a_failed_start_closes_the_engine(toy_card: ModelCard) -> None:
     assert engine.is_closed
 
 
-async def test_a_broken_tokenizer_closes_the_engine(tmp_path: Path) -> None:
+async def test_a_broken_tokenizer_ends_the_engines_start(tmp_path: Path) -> None:
+    class Slow(ScriptedEngine):
+        async def start(self) -> EngineInfo:
+            await asyncio.Event().wait()
+            raise AssertionError("never")
+
     card = make_card(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    engine = ScriptedEngine(says([72]))
-    with pytest.raises(Exception, match=r".+"):
-        await ChatPipeline(card, engine).start()
+    engine = Slow(says([72]))
+    with pytest.raises(CardError, match=r"tokenizer\.json"):
+        await asyncio.wait_for(ChatPipeline(card, engine).start(), 30)
     assert engine.is_closed

@@ -139,6 +139,7 @@ async def test_every_bad_line_has_its_record_and_the_rest_runs(
         openai("x", messages=HI, temperature="hot"),
         openai("x", messages=HI, stream=True),
         openai("x", messages=HI, model="unknown"),
+        openai("x", "/v1/embeddings", input="x", dimensions=2),
         "[" * 100_000,
     ]  # fmt: skip
     source = write(tmp_path / "q.jsonl", {"text": "first"}, *bad, "", {"text": "last"})
