@@ -77,6 +77,11 @@ class ChatPipeline:
         self._capabilities: Capabilities
         self._defaults: dict[str, Any] = {}
 
+    @property
+    def engine(self) -> Engine:
+        """The engine behind. Only for frontends of several processes, which share its child (--http-workers)."""
+        return self._engine
+
     async def start(self) -> EngineInfo:
         """Start the engine, and load tokenizer and template meanwhile. Raises EngineStartFailed or CardError."""
         loading = asyncio.create_task(asyncio.to_thread(self._load))
