@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 from runner.catalog import Catalog
@@ -32,22 +33,33 @@ class HttpFrontend:
 
     async def run(self, catalog: Catalog) -> int:
         """Serve until SIGINT or SIGTERM. Raises LlmrunError when the port cannot be bound."""
+        stop = Stop()
+        handle_signals(stop)
+        if self._options.http_workers > 1:
+            await self._run_workers(catalog, stop)
+        else:
+            await self._run_alone(catalog, stop)
+        return 0
+
+    async def _run_alone(self, catalog: Catalog, stop: Stop) -> None:
         options = self._options
         state = State(catalog, options, keys=self._keys)
         sock = bind(options.http_host, options.http_port)
-        stop = Stop()
-        handle_signals(stop)
         await serve(
             state,
             sock,
             stop,
             tls=self._tls,
             drain_timeout_s=options.drain_timeout_s,
-            on_ready=lambda: self._greet(catalog, url_of(sock, tls=self._tls is not None)),
+            on_ready=lambda: self._greet(catalog, sock),
         )
-        return 0
 
-    def _greet(self, catalog: Catalog, url: str) -> None:
+    async def _run_workers(self, catalog: Catalog, stop: Stop) -> None:
+        from runner.frontends.http.workers import serve_workers
+
+        await serve_workers(catalog, self._options, stop, on_ready=lambda sock: self._greet(catalog, sock))
+
+    def _greet(self, catalog: Catalog, sock: socket.socket) -> None:
         names = ", ".join(catalog.names()) or "no model yet"
-        sys.stderr.write(f"Serving {names} on {url}/v1 (Ctrl-C stops)\n")
+        sys.stderr.write(f"Serving {names} on {url_of(sock, tls=self._tls is not None)}/v1 (Ctrl-C stops)\n")
         sys.stderr.flush()

@@ -40,6 +40,15 @@ def is_loopback(host: str) -> bool:
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket; `shared` lets other processes bind the same port. Raises LlmrunError or UsageError."""
+    return _bind(host, port, shared=shared, listens=True)
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Hold a shared port without listening: connections go to the processes that listen."""
+    return _bind(host, port, shared=True, listens=False)
+
+
+def _bind(host: str, port: int, *, shared: bool, listens: bool) -> socket.socket:
     family, kind, protocol, _, address = _resolve(host, port)[0]
     sock = socket.socket(family, kind, protocol)
     try:
@@ -48,7 +57,8 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
+        if listens:
+            sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise LlmrunError(_bind_message(host, port, error)) from error

@@ -16,7 +16,9 @@ from typing import Any, TextIO
 from runner.openai_responses import encode
 
 _FLUSH_AFTER_S = 0.1
-_MAX_WAITING = 100
+_LINES_PER_WRITE = 8
+"""Small writes to a pipe are not torn apart by those of other workers (PIPE_BUF, 4096 bytes)."""
+_MAX_WAITING = 1000
 """Blocks of lines; beyond that stderr is stuck, and lines are counted and left out rather than eat the memory."""
 
 
@@ -57,12 +59,13 @@ class RequestLog:
         lines, self._lines = self._lines, []
         if self._num_lost:
             lines.append(f"({self._num_lost} request log lines were left out: stderr was stuck)\n")
-        try:
-            self._blocks.put_nowait("".join(lines))
-        except queue.Full:
-            self._num_lost += len(lines)
-        else:
             self._num_lost = 0
+        for start in range(0, len(lines), _LINES_PER_WRITE):
+            block = lines[start : start + _LINES_PER_WRITE]
+            try:
+                self._blocks.put_nowait("".join(block))
+            except queue.Full:
+                self._num_lost += len(block)
 
     def _write_blocks(self) -> None:
         while (block := self._blocks.get()) is not None:
