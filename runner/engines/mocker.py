@@ -8,6 +8,7 @@ so that the launcher's own CPU can be measured alone.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -22,6 +23,8 @@ from runner.errors import ContextOverflow, EngineStartFailed, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
 _MAX_PLAIN_IDS = 4096
+_UNINTERRUPTED_S = 0.05
+"""Only longer steps end early when something is cancelled."""
 _STRIDE = 2654435761
 _DEFAULT_CONTEXT = 131072
 _CAPABILITIES = (
@@ -161,7 +164,8 @@ class MockEngine:
                 context_length=self._context_length,
                 max_tokens=request.max_tokens,
             )
-        start = hash((tuple(request.token_ids), request.sampling.seed))
+        seed = request.sampling.seed
+        start = hash((tuple(request.token_ids), -1 if seed is None else seed))  # hash(None) differs by process
         mean = self._options.mean_output_tokens
         own_end = 1 + start % (2 * mean) if mean else None
         self._waiting.append(_Sequence(request, self._options.block_size, start, own_end))
@@ -190,6 +194,7 @@ class MockEngine:
         budget = self._options.max_num_batched_tokens * self._options.dp_size
         num_decode, num_prefill = 0, 0
         made: list[_Sequence] = []
+        num_preemptions = self._num_preemptions
         for sequence in list(self._running):
             if sequence.table is None:
                 continue  # preempted meanwhile
@@ -205,7 +210,8 @@ class MockEngine:
             sequence.num_computed += part
             if part == missing:
                 made.append(sequence)
-        num_prefill += self._admit(budget, made)
+        if num_preemptions == self._num_preemptions:
+            num_prefill += self._admit(budget, made)
         self._take_time(num_decode, num_prefill)
         return [self._emit(sequence) for sequence in made if sequence.table is not None]
 
@@ -261,8 +267,11 @@ class MockEngine:
             return
         step_us = options.decode_base_us + options.decode_us_per_seq * num_decode
         step_us += options.prefill_us_per_token * num_prefill
+        step_s = step_us / 1e6 / options.speedup_ratio
         self._interrupted.clear()
-        self._interrupted.wait(step_us / 1e6 / options.speedup_ratio)
+        time.sleep(min(step_s, _UNINTERRUPTED_S))
+        if step_s > _UNINTERRUPTED_S:
+            self._interrupted.wait(step_s - _UNINTERRUPTED_S)
 
     def _emit(self, sequence: _Sequence) -> StepOutput:
         """The next token of a request whose tokens are all computed, or its end."""

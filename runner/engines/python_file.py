@@ -5,7 +5,8 @@ what stands after `--`]. It must define `async def generate(request)`, an async 
 
     pytok   request {"model", "token_ids": [1, 2], "stop_conditions": {"max_tokens", "min_tokens", "stop",
             "stop_token_ids_hidden", "ignore_eos"}, "sampling_options": {"temperature", "seed", ...},
-            "eos_token_ids": [2], "mdc_sum", "annotations": []};   yields {"token_ids": [5], "finish_reason": "stop"} (the reason is optional)
+            "eos_token_ids": [2], "mdc_sum", "annotations": []};
+            yields {"token_ids": [5], "finish_reason": "stop"} (the reason is optional)
     pystr   request: the OpenAI request {"model", "messages": [...], "temperature", ...} or {"model", "prompt", ...};
             yields OpenAI chunks {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}]}
 
