@@ -77,19 +77,11 @@ def _list_files(name: HubName, settings: HubSettings) -> dict[str, int]:
 
 
 def _fetch_file(name: HubName, file: str, settings: HubSettings, progress: Progress | None) -> Path:
-    from huggingface_hub import hf_hub_download
+    from model_cards.hub_download import download_file
 
+    # Without a listener huggingface_hub's own bar is drawn on a terminal's stderr, and nothing elsewhere.
     bar = None if progress is None and sys.stderr.isatty() else _make_bar(file, progress)
-    return Path(
-        hf_hub_download(
-            name.repo,
-            file,
-            revision=name.revision,
-            cache_dir=settings.cache,
-            endpoint=settings.endpoint,
-            tqdm_class=bar,
-        )
-    )
+    return download_file(name.repo, file, name.revision, endpoint=settings.endpoint, cache=settings.cache, bar=bar)
 
 
 def _make_bar(file: str, progress: Progress | None) -> type[Any]:
@@ -137,6 +129,8 @@ def _explained(name: HubName, settings: HubSettings) -> Iterator[None]:
             f"there is no model {name.repo} at {settings.endpoint}; check the spelling, or, if it is private, set "
             "HF_TOKEN"
         ) from None
+    except errors.LocalEntryNotFoundError as error:
+        raise _Unreachable(f"{settings.endpoint} does not answer for {name.repo}: {_first_line(error)}") from None
     except errors.EntryNotFoundError as error:
         raise ModelNotFound(f"{name.repo} has no such file: {_first_line(error)}") from None
     except errors.HfHubHTTPError as error:
