@@ -22,6 +22,7 @@ from runner.flags import FLAGS, Flag
 from runner.words import split_tail
 
 RUN = "run"
+_COMMAND_FIRST = "llmrun.command_first"
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 """The base of all errors of typer's parser (ClickException); typer exports only some of its children."""
 _BROKEN_PIPE_EXIT = 141
@@ -35,7 +36,12 @@ class _MainGroup(TyperGroup):
         empty_completion = ctx.resilient_parsing and not args
         if not empty_completion and (not args or (args[0] not in self.commands and args[0] not in own)):
             args = [RUN, *args]
+        ctx.meta[_COMMAND_FIRST] = not ctx.resilient_parsing and bool(args) and args[0] in self.commands
         return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Nothing of the group's own stands before a command: typer need not convert it (see _RunCommand)."""
+        return [] if ctx.meta.get(_COMMAND_FIRST) else super().get_params(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_text.full_help())
@@ -47,6 +53,17 @@ class _MainGroup(TyperGroup):
 
 
 class _RunCommand(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """typer's own, less its conversions: flags.py converts, and typer's pydantic takes 0.1 s to import."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        found, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if found.get("help"):
+            typer.echo(self.get_help(ctx))
+            ctx.exit()
+        ctx.params.update({param.name: found.get(param.name) for param in self.params})
+        return []
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_text.full_help())
 

@@ -5,8 +5,7 @@ Owns the words of in= and out= and the messages for those that are unknown or no
 
 from __future__ import annotations
 
-from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from model_cards.card import ModelCard
 from runner.config_file import did_you_mean
@@ -113,12 +112,18 @@ def check_fit(choice: EngineChoice, card: ModelCard) -> None:
 
 
 def _third_party_names() -> list[str]:
-    return sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)})
+    return sorted({point.name for point in _entry_points()})
+
+
+def _entry_points(**names: str) -> Any:
+    from importlib import metadata  # 10 ms that only unknown names pay
+
+    return metadata.entry_points(group=ENTRY_POINTS, **names)  # type: ignore[call-overload]
 
 
 def _third_party(name: str) -> EngineEntry | None:
     """An engine of another package: the entry point is an EngineEntry, or a factory `make_engine(spec)`."""
-    for point in metadata.entry_points(group=ENTRY_POINTS, name=name):
+    for point in _entry_points(name=name):
         try:
             loaded = point.load()
         except Exception as error:  # somebody else's package may fail in any way; only this name is broken
