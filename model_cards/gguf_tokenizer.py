@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from model_cards.card import ModelCard
 from model_cards.errors import TokenizerError
 from model_cards.gguf import GgufFile
-from model_cards.gguf_vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, GgufVocab, make_vocab
+from model_cards.gguf_vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, GgufVocab, make_vocab, read_types
 from model_cards.pretokenizers import PreTokenizer
 from model_cards.special_splitter import SpecialSplitter
 from model_cards.spm_encoder import SPACE, SpmEncoder
@@ -139,13 +139,15 @@ def _make_rare(vocab: GgufVocab, gguf: GgufFile) -> EncodeFragment:
         rwkv = LongestMatchEncoder([unescape(text) for text in vocab.tokens], vocab.special.get("unknown", 0))
         return lambda text, _: rwkv.encode(text)
     scores = read_scores(gguf, len(vocab.tokens))
+    # llama.cpp builds these two before it corrects the types of end tokens.
+    types = read_types(gguf, len(vocab.tokens))
     if vocab.model == "plamo2":
-        plamo = LeastCostEncoder(vocab.tokens, vocab.types, scores)
+        plamo = LeastCostEncoder(vocab.tokens, types, scores)
         return lambda text, _: plamo.encode(text)
     charsmap = gguf.get_numbers("tokenizer.ggml.precompiled_charsmap")
     unigram = UnigramEncoder(
         vocab.tokens,
-        vocab.types,
+        types,
         scores,
         unknown_id=vocab.special.get("unknown", 2),
         charsmap=charsmap.raw() if charsmap is not None else b"",

@@ -112,7 +112,7 @@ def make_vocab(gguf: GgufFile) -> GgufVocab:
     if len(ids) != len(tokens):
         first = next(index for index, text in enumerate(tokens) if ids[text] != index)
         raise TokenizerError(f"{gguf.path}: token {tokens[first]!r} is there twice ({first} and {ids[tokens[first]]})")
-    vocab = GgufVocab(model, pre_name, pre, tokens, ids, _read_types(gguf, len(tokens)), {})
+    vocab = GgufVocab(model, pre_name, pre, tokens, ids, read_types(gguf, len(tokens)), {})
     _set_flags(vocab, gguf)
     _set_special(vocab, gguf)
     _set_end_ids(vocab)
@@ -151,7 +151,8 @@ def _read_tokens(gguf: GgufFile) -> list[str]:
     return tokens
 
 
-def _read_types(gguf: GgufFile, num_tokens: int) -> list[int]:
+def read_types(gguf: GgufFile, num_tokens: int) -> list[int]:
+    """Token types as the file has them, before `make_vocab` corrects them."""
     array = gguf.get_numbers("tokenizer.ggml.token_type")
     if array is None:
         return [NORMAL] * num_tokens

@@ -7,10 +7,11 @@ what scores say. Knows nothing of special tokens.
 
 from __future__ import annotations
 
+import collections
 import heapq
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _WORD_END = re.compile(f"[^{SPACE}]{SPACE}")
 _MAX_CACHED = 20_000
 _MAX_CACHED_LEN = 64
+_MAX_DOUBTFUL = 10_000
+"""Doubtful texts beyond which every text is (vocabularies whose scores say nothing)."""
 
 Merge = tuple[str, str]
 
@@ -138,23 +141,35 @@ def _doubtful_pattern(
 ) -> re.Pattern[str] | None:
     """Matches texts that merges in a fixed order may encode in another way than scores do; None where there are none.
 
-    Two cases. (1) Merges of equal score meet in `a b c`: the leftmost must win, the list has one of them first. (2) A
-    character is no token itself but a part of one: the scores may join it, the list cannot.
+    Three cases. (1) Merges of equal score meet in `a b c`: the leftmost must win, the list has one of them first.
+    (2) Several tokens have one score, and one of them is a part of a token that scores better: which of the equals came
+    first decides what comes next. (3) A character is no token itself but a part of one: the scores may join it, the
+    list cannot.
     """
-    characters = {char for text in ids if len(text) > 1 for char in text if char not in ids}
-    # Control tokens' texts are whole words of such characters in odd vocabularies only.
-    parts = [re.escape(char) for char in sorted(characters)]
-    parts += [re.escape(text) for text in sorted(_colliding(merges, ids, scores), key=len)]
-    return re.compile("|".join(parts)) if parts else None
+    texts = {char for text in ids if len(text) > 1 for char in text if char not in ids}
+    texts |= _overtaken(merges, ids, scores)
+    texts.update(itertools.islice(_colliding(merges, ids, scores), _MAX_DOUBTFUL))
+    if len(texts) >= _MAX_DOUBTFUL:
+        return re.compile("")
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len)))) if texts else None
 
 
-def _colliding(merges: Sequence[Merge], ids: Mapping[str, int], scores: Sequence[float]) -> set[str]:
+def _overtaken(merges: Sequence[Merge], ids: Mapping[str, int], scores: Sequence[float]) -> set[str]:
+    merged = {left + right for left, right in merges}
+    num_tokens = collections.Counter(scores[ids[text]] for text in merged)
+    return {
+        part
+        for merge in merges
+        for part in merge
+        if len(part) > 1 and num_tokens[scores[ids[part]]] > 1 and scores[ids["".join(merge)]] >= scores[ids[part]]
+    }
+
+
+def _colliding(merges: Sequence[Merge], ids: Mapping[str, int], scores: Sequence[float]) -> Iterator[str]:
     """Texts `left middle right` where `middle right` comes before `left middle` in the list at equal score."""
-    texts = set()
     for _, group in itertools.groupby(merges, key=lambda merge: scores[ids[merge[0] + merge[1]]]):
         earlier: dict[str, list[str]] = {}
         for left, middle in group:
             for right in earlier.get(middle, ()):
-                texts.add(left + middle + right)
+                yield left + middle + right
             earlier.setdefault(left, []).append(middle)
-    return texts
