@@ -74,6 +74,9 @@ class HttpTarget:
             response = await self._exchange(self._post(request))
             sample.end_s = response.times_s[-1]
             fill_stream(sample, response, keep_text=self._keep_text)
+            if not sample.is_counted and sample.finish == "length":
+                # No usage, but the limit was met: that is a count too, and exact where pieces are not.
+                sample.output_tokens, sample.is_counted = request.max_tokens, True
         except (ConnectionFailed, OSError) as error:
             sample.error = str(error) or type(error).__name__
         except (ValueError, msgspec.MsgspecError) as error:
@@ -114,10 +117,17 @@ class HttpTarget:
     async def _exchange(self, request: bytes) -> RawResponse:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open:
-                break
-        else:
-            connection = await self._connect()
+            if not connection.is_open:
+                continue
+            try:
+                return await self._send(connection, request)
+            except ConnectionFailed:
+                # A server may close an idle connection just as we use it: only then is nothing lost by a new one.
+                if connection.has_answered:
+                    raise
+        return await self._send(await self._connect(), request)
+
+    async def _send(self, connection: Connection, request: bytes) -> RawResponse:
         response = await connection.send(request, self._timeout_s)
         if connection.is_open:
             self._idle.append(connection)

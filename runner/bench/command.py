@@ -222,7 +222,6 @@ def _tokenizer_of(model: str | None) -> workload.CountTokens | None:
     if model is None:
         return None
     from model_cards.resolve import resolve
-
     from model_cards.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(resolve(model))

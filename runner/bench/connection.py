@@ -39,6 +39,11 @@ class Connection(asyncio.Protocol):
         self._has_head = False
         self._keeps_open = True
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether any byte of the current response has come."""
+        return bool(self._response.packets)
+
     async def send(self, request: bytes, timeout_s: float) -> RawResponse:
         """Send one request and wait for the whole response. Raises ConnectionFailed."""
         assert self._transport is not None
@@ -74,10 +79,11 @@ class Connection(asyncio.Protocol):
         self._response.times_s.append(time.perf_counter())
         self._response.packets.append(data)
         if not self._has_head:
-            self._read_head()
+            # A head may end like a last chunk ("max=100\r\n\r\n"): only what follows it counts.
+            data = self._read_head()
         elif self._body_left is not None:
             self._body_left -= len(data)
-        if self._is_complete(data):
+        if self._has_head and self._is_complete(data):
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -89,7 +95,8 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(f"the server closed the connection ({exc or 'end of file'})")
 
-    def _read_head(self) -> None:
+    def _read_head(self) -> bytes:
+        """What came of the body with the head's last packet."""
         if len(self._response.packets) > 1:
             # The head was cut: put the packets together and look again. The first packet's time is kept.
             self._response.packets[:] = [b"".join(self._response.packets)]
@@ -97,7 +104,7 @@ class Connection(asyncio.Protocol):
         data = self._response.packets[0]
         at = data.find(_HEAD_END)
         if at < 0:
-            return
+            return b""
         self._has_head = True
         head = data[:at].lower()
         self._keeps_open = b"\r\nconnection: close" not in head
@@ -105,16 +112,15 @@ class Connection(asyncio.Protocol):
         _, found, rest = head.partition(b"\r\ncontent-length:")
         if found:
             self._body_left = int(rest.split(b"\r\n", 1)[0]) - (len(data) - at - len(_HEAD_END))
+        return data[at + len(_HEAD_END) :]
 
     def _is_complete(self, data: bytes) -> bool:
-        if not self._has_head:
-            return False
         if self._body_left is not None:
             return self._body_left <= 0
         if not self._is_chunked:
             return False
-        if len(data) < len(_END_OF_CHUNKS):
-            data = b"".join(self._response.packets[-len(_END_OF_CHUNKS) :])
+        if 0 < len(data) < len(_END_OF_CHUNKS) and len(self._response.packets) > 1:
+            data = b"".join(self._response.packets[1:][-len(_END_OF_CHUNKS) :])
         # A chunk's data ends with "\r\n" before the next size, so a payload cannot end like this.
         return data.endswith(_END_OF_CHUNKS)
 

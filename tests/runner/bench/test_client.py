@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -43,13 +44,31 @@ async def test_counts_are_the_servers_and_the_role_chunk_is_no_text() -> None:
 async def test_without_usage_pieces_of_text_are_counted() -> None:
     async def handler(exchange: Exchange) -> None:
         await exchange.start_stream()
-        for event in (ROLE, text_chunk("a"), text_chunk("b"), STOP, "[DONE]"):
+        for event in (ROLE, text_chunk("a"), text_chunk("b"), ending, "[DONE]"):
             await exchange.event(event, separator="\r\n\r\n")
+        await exchange.end_stream()
+
+    ending: dict[str, Any] = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    async with FakeServer(handler) as server:
+        stopped = await HttpTarget(server.url, model="m").run(REQUEST)
+        ending = STOP
+        full = await HttpTarget(server.url, model="m").run(REQUEST)
+    assert (stopped.output_tokens, stopped.is_counted, stopped.error) == (2, False, None)
+    assert (full.output_tokens, full.is_counted) == (REQUEST.max_tokens, True)
+
+
+async def test_a_head_that_ends_like_a_last_chunk_is_no_end() -> None:
+    async def handler(exchange: Exchange) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nKeep-Alive: timeout=5, max=100\r\n\r\n"
+        await exchange.send(head)
+        await asyncio.sleep(0.02)
+        for event in (text_chunk("a"), STOP, usage_chunk(1, 1), "[DONE]"):
+            await exchange.event(event)
         await exchange.end_stream()
 
     async with FakeServer(handler) as server:
         sample = await HttpTarget(server.url, model="m").run(REQUEST)
-    assert (sample.output_tokens, sample.is_counted, sample.error) == (2, False, None)
+    assert (sample.error, sample.output_tokens) == (None, 1)
 
 
 async def test_a_stream_cut_into_single_bytes_reads_the_same() -> None:
@@ -74,6 +93,21 @@ async def test_connections_are_kept() -> None:
         await target.close()
     assert [sample.error for sample in samples] == [None] * 6
     assert server.num_connections == 2
+
+
+async def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
+    async def handler(exchange: Exchange) -> None:
+        if len(server.requests) == 2:
+            exchange.drop()
+        else:
+            await _good(exchange)
+
+    async with FakeServer(handler) as server:
+        target = HttpTarget(server.url, model="m")
+        samples = [await target.run(REQUEST) for _ in range(2)]
+        await target.close()
+    assert [sample.error for sample in samples] == [None, None]
+    assert (len(server.requests), server.num_connections) == (3, 2)
 
 
 @pytest.mark.parametrize("reason", ["ends early", "error event", "HTTP error", "drops", "garbage"])
