@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from runner.engines.base import Engine, EngineSpec
-from runner.engines.process import ProcessEngine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runner.engines.base import Engine, EngineSpec
 
 CHILD = "runner.engines.llamacpp.engine:LlamaCppEngine"
 _KILL_AFTER_S = 600.0
@@ -12,7 +14,9 @@ _KILL_AFTER_S = 600.0
 
 def make_engine(spec: EngineSpec) -> Engine:
     """The parent's side. Raises UsageError for options that out=llamacpp cannot honour."""
+    # Imported here, so that asking where the library lies (doctor, engines, tests) loads nothing else.
     from runner.engines.llamacpp.settings import check_spec
+    from runner.engines.process import ProcessEngine
 
     check_spec(spec)
     return ProcessEngine(spec, CHILD, kill_after_s=_KILL_AFTER_S)

@@ -51,7 +51,7 @@ class Context:
         self._embedding_size = model.embedding_size
         self.num_sequences = num_sequences
         batch_size = batch_size or max(extra.n_batch, num_sequences)
-        params = self._params(extra, num_cells, num_sequences, threads, batch_size)
+        params = self._params(extra, model, num_cells, num_sequences, threads, batch_size)
         if for_embeddings:
             params.embeddings, params.pooling_type, params.n_outputs_max = True, 0, 0
             params.n_ubatch = batch_size
@@ -70,7 +70,9 @@ class Context:
         self._memory: int | None = self._c.llama_get_memory(self.pointer)
         self._install_abort_flag()
 
-    def _params(self, extra: Extra, num_cells: int, num_sequences: int, threads: int, batch_size: int) -> Any:
+    def _params(
+        self, extra: Extra, model: Model, num_cells: int, num_sequences: int, threads: int, batch_size: int
+    ) -> Any:
         params = self._c.llama_context_default_params()
         params.n_ctx, params.n_seq_max = num_cells, num_sequences
         params.n_batch, params.n_ubatch = batch_size, min(extra.n_ubatch, batch_size)
@@ -78,8 +80,11 @@ class Context:
         params.n_threads, params.n_threads_batch = threads, extra.threads_batch or threads
         # Without unified cells, a partial seq_cp aborts the process and mixed batches are split by sequence.
         params.kv_unified = True
-        params.flash_attn_type = extra.flash_attn_type
-        params.type_k, params.type_v = CACHE_TYPES[extra.cache_type_k], CACHE_TYPES[extra.cache_type_v]
+        params.flash_attn_type = extra.flash_attn_type(4 * num_cells * params.n_ubatch * model.num_heads)
+        params.type_k, params.type_v = (
+            CACHE_TYPES[extra.cache_type_k or "f16"],
+            CACHE_TYPES[extra.cache_type_v or "f16"],
+        )
         params.offload_kqv, params.op_offload, params.swa_full = extra.offload_kqv, extra.op_offload, extra.swa_full
         params.rope_freq_base, params.rope_freq_scale = extra.rope_freq_base or 0.0, extra.rope_freq_scale or 0.0
         return params

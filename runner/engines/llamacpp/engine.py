@@ -30,7 +30,7 @@ from runner.engines.llamacpp.probe import extra_bufts_work
 from runner.engines.llamacpp.sampler import Sampler
 from runner.engines.llamacpp.scheduler import Scheduler
 from runner.engines.llamacpp.sequence import Sequence
-from runner.engines.llamacpp.settings import MAX_SEQUENCES, Extra, check_spec
+from runner.engines.llamacpp.settings import MAX_SEQUENCES, Extra, check_spec, resolve_cache_types
 from runner.engines.llamacpp.slots import Slots
 from runner.engines.llamacpp.stepper import Stepper
 from runner.errors import EngineBusy, EngineStartFailed, UnsupportedField
@@ -62,6 +62,7 @@ class LlamaCppEngine:
         self._threads = spec.options.threads or usable_cores()
         self._library = Library(require_library(), verbose=bool(os.environ.get("LLMRUN_VERBOSE")))
         self._model = self._load_model(extra, spec.card.path)
+        extra = resolve_cache_types(extra, is_all_f32=self._model.is_all_f32)
         self._adapters = Adapters(self._library, self._model, parse_adapters(spec.options.adapters))
         self._max_running = spec.options.max_running or DEFAULT_MAX_RUNNING
         self._kv = self._plan_kv(extra)
@@ -93,7 +94,7 @@ class LlamaCppEngine:
 
     def _plan_kv(self, extra: Extra) -> KvPlan:
         bytes_per_token = self._model.kv_bytes_per_token(
-            bytes_per_value(extra.cache_type_k), bytes_per_value(extra.cache_type_v)
+            bytes_per_value(extra.cache_type_k or "f16"), bytes_per_value(extra.cache_type_v or "f16")
         )
         if self._offload.is_full and extra.offload_kqv:
             free = sum(device.free_bytes for device in self._library.devices())

@@ -135,7 +135,7 @@ class Device(NamedTuple):
 
 def _is_noise(line: str) -> bool:
     """Warnings about our own choices: the shared pool of cells may be larger than one request's context."""
-    return "possible training context overflow" in line or "n_ctx_seq" in line
+    return any(part in line for part in ("possible training context overflow", "n_ctx_seq", "special_eos_id is not in"))
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -44,11 +44,13 @@ class Model:
             raise EngineStartFailed(f"llama.cpp cannot load {path}: {load_fault(log)}", log_tail=log)
         self.vocab_size: int = self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self.pointer))
         self.train_context: int = self._c.llama_model_n_ctx_train(self.pointer)
+        self.num_heads: int = self._c.llama_model_n_head(self.pointer)
         self.num_layers: int = self._c.llama_model_n_layer(self.pointer)
         self.embedding_size: int = self._c.llama_model_n_embd_out(self.pointer)
         self.size_bytes: int = self._c.llama_model_size(self.pointer)
         self.num_parameters: int = self._c.llama_model_n_params(self.pointer)
         self.architecture = self.metadata("general.architecture") or ""
+        self.is_all_f32 = self.metadata("general.file_type") == "0"
         self.is_causal = self.metadata(f"{self.architecture}.attention.causal") != "false"
         """Encoder-only models (BERT) are not: they embed and cannot generate."""
         self.has_encoder: bool = self._c.llama_model_has_encoder(self.pointer)
@@ -71,8 +73,8 @@ class Model:
 
     def kv_bytes_per_token(self, bytes_per_value_k: float, bytes_per_value_v: float) -> int:
         """KV cache of one token over all layers. An estimate for models with unequal layers."""
-        heads, kv_heads = self._c.llama_model_n_head(self.pointer), self._c.llama_model_n_head_kv(self.pointer)
-        head_size = self._c.llama_model_n_embd(self.pointer) // max(1, heads)
+        kv_heads = self._c.llama_model_n_head_kv(self.pointer)
+        head_size = self._c.llama_model_n_embd(self.pointer) // max(1, self.num_heads)
         key_size = self._number("attention.key_length", head_size)
         value_size = self._number("attention.value_length", head_size)
         per_layer = kv_heads * (key_size * bytes_per_value_k + value_size * bytes_per_value_v)

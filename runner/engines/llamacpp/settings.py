@@ -27,8 +27,9 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kv_cells: int | None = None
     """Tokens in the KV cache, shared by all requests."""
     prefix_cache: bool = True
-    cache_type_k: CacheType = "f16"
-    cache_type_v: CacheType = "f16"
+    cache_type_k: CacheType | None = None
+    """None: f32 when all weights are f32 (who takes such a file wants exact numbers), else f16."""
+    cache_type_v: CacheType | None = None
     flash_attn: Literal["auto", "on", "off"] | bool = "auto"
     mmap: bool | None = None
     mlock: bool = False
@@ -42,10 +43,16 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rope_freq_scale: float | None = None
     threads_batch: int | None = None
 
-    @property
-    def flash_attn_type(self) -> int:
-        """llama_flash_attn_type."""
-        return {"auto": -1, "off": 0, "on": 1, False: 0, True: 1}[self.flash_attn]
+    def flash_attn_type(self, scores_bytes: int) -> int:
+        """llama_flash_attn_type: -1 is llama.cpp's choice, 0 off, 1 on.
+
+        `auto` is off where the attention scores of a step are small: flash attention on a CPU saves that buffer, but
+        rounds more (it parts from float32 goldens at margins of 0.002, plain attention does not).
+        """
+        if self.flash_attn == "auto":
+            can_be_off = self.cache_type_v in ("f32", "f16", "bf16")
+            return 0 if can_be_off and scores_bytes <= _SMALL_SCORES_BYTES else -1
+        return int(self.flash_attn in ("on", True))
 
     @property
     def load_mode(self) -> int:
@@ -53,6 +60,14 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.mmap is None and not self.mlock:
             return -1
         return (self.mmap is not False) + 2 * self.mlock
+
+
+def resolve_cache_types(extra: Extra, *, is_all_f32: bool) -> Extra:
+    """The same with the types of the KV cache decided."""
+    automatic: CacheType = "f32" if is_all_f32 else "f16"
+    return msgspec.structs.replace(
+        extra, cache_type_k=extra.cache_type_k or automatic, cache_type_v=extra.cache_type_v or automatic
+    )
 
 
 def parse_extra(extra: dict[str, Any]) -> Extra:
@@ -89,6 +104,7 @@ def check_spec(spec: EngineSpec) -> Extra:
     return parse_extra(options.extra)
 
 
+_SMALL_SCORES_BYTES = 128 * 2**20
 MAX_SEQUENCES = 256
 """LLAMA_MAX_SEQ of llama.cpp."""
 

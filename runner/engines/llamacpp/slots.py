@@ -138,7 +138,7 @@ class Slots:
         return best
 
     def take(self, prefix: Prefix, adapter: str | None) -> Slot:
-        """A slot that holds exactly `prefix`. The source is taken itself if it is idle and little of it is lost."""
+        """A slot that holds exactly `prefix`: the source itself, or one that shares it, whichever forgets less."""
         source, length = prefix
         slot = self._choose(source, length)
         if slot is source:
@@ -155,12 +155,13 @@ class Slots:
 
     def _choose(self, source: Slot | None, length: int) -> Slot:
         idle = [slot for slot in self._slots if not slot.is_taken]
-        if source is not None and not source.is_taken:
-            # Continuing a conversation; or nothing else is idle. Otherwise leave it to those that share its prefix.
-            if 2 * length >= len(source.tokens) or len(idle) == 1 or not self._can_split:
-                return source
-            idle.remove(source)
-        return min(idle, key=lambda slot: (bool(slot.tokens), slot.last_used))
+        if source is None or source.is_taken:
+            return min(idle, key=lambda slot: (bool(slot.tokens), slot.last_used))
+        others = [slot for slot in idle if slot is not source]
+        if not others or not self._can_split:
+            return source
+        oldest = min(others, key=lambda slot: (bool(slot.tokens), slot.last_used))
+        return source if len(source.tokens) - length <= len(oldest.tokens) else oldest
 
     def extend(self, slot: Slot, tokens: Sequence[int]) -> None:
         """`tokens` were computed; there must be cells for them."""
