@@ -26,7 +26,8 @@ def _look(look: Callable[[], list[Check]]) -> list[Check]:
         return look()
     except Exception as error:  # a doctor never crashes; the failure is the finding
         name = look.__name__.removeprefix("check_")
-        return [Check(name, "warn", f"cannot be found out: {type(error).__name__}: {error}")]
+        detail = f"cannot be found out: {type(error).__name__}: {error}"
+        return [Check(name, "warn", detail, "this is a bug of llmrun; please report it")]
 
 
 def _table(found: list[Check]) -> str:

@@ -73,7 +73,7 @@ def check_memory() -> list[Check]:
 
 def check_disk() -> list[Check]:
     """Room where models and engines are kept."""
-    places = {"model cache": _hub_cache(), "engines": paths.engines_dir(), "cache": paths.cache_dir()}
+    places = {"disk models": _hub_cache(), "disk engines": paths.engines_dir(), "disk cache": paths.cache_dir()}
     return [_room(name, place) for name, place in places.items()]
 
 
