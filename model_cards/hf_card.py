@@ -65,19 +65,26 @@ class _TokenizerJson(msgspec.Struct):
 
     def ids(self, texts: Iterable[str]) -> dict[str, int]:
         """Ids of the added tokens and of `texts`."""
-        ids = {token["content"]: token["id"] for token in self.added_tokens if {"content", "id"} <= token.keys()}
+        ids = {
+            token["content"]: token["id"]
+            for token in self.added_tokens
+            if isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
+        }
         wanted = [text for text in texts if text not in ids]
-        if wanted and "vocab" in self.model:
-            vocab = msgspec.json.decode(self.model["vocab"])
-            if isinstance(vocab, list):  # Unigram: [[text, score], ...]
-                vocab = {entry[0]: index for index, entry in enumerate(vocab)}
-            ids.update({text: vocab[text] for text in wanted if text in vocab})
+        vocab = self._vocab() if wanted else {}
+        ids.update({text: vocab[text] for text in wanted if isinstance(vocab.get(text), int)})
         return ids
+
+    def _vocab(self) -> dict[str, Any]:
+        vocab = msgspec.json.decode(self.model["vocab"]) if "vocab" in self.model else {}
+        if isinstance(vocab, list):  # Unigram: [[text, score], ...]
+            return {entry[0]: index for index, entry in enumerate(vocab) if isinstance(entry, list) and entry}
+        return vocab if isinstance(vocab, dict) else {}
 
     def num_tokens(self) -> int:
         """Tokens in the vocabulary, added ones included."""
-        vocab = msgspec.json.decode(self.model["vocab"]) if "vocab" in self.model else ()
-        return max(len(vocab), 1 + max((token.get("id", -1) for token in self.added_tokens), default=-1))
+        ids = [token["id"] for token in self.added_tokens if isinstance(token.get("id"), int)]
+        return max(len(self._vocab()), 1 + max(ids, default=-1))
 
 
 class _Folder:
@@ -287,7 +294,7 @@ def _templates_of(value: Any) -> dict[str, str]:
     if isinstance(value, dict):
         return {name: text for name, text in value.items() if isinstance(text, str)}
     entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-    return {e["name"]: e["template"] for e in entries if isinstance(e.get("name"), str) and "template" in e}
+    return {e["name"]: e["template"] for e in entries if {type(e.get(key)) for key in ("name", "template")} == {str}}
 
 
 def _read_text(path: Path) -> str:
