@@ -120,8 +120,9 @@ class Server:
         """See hosts.Sink."""
 
         def send() -> None:
-            for request_id in list(self._routes):
-                self._send_error(request_id, lambda key: to_reply(key, error))
+            self._is_stopping = True
+            self._routes.clear()
+            self._broadcast(frames.FAILED, Failed(str(error)))  # one frame: no request slips in between
 
         self._soon(send)
 

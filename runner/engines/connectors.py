@@ -23,11 +23,12 @@ from runner.engines.frames import Failed, Shape, Start
 from runner.engines.hints import likely_fix
 from runner.engines.link import Link
 from runner.engines.supervisor import ChildProcess, Supervisor
-from runner.errors import EngineDied, EngineStartFailed
+from runner.errors import EngineDied, EngineFailed, EngineStartFailed
 from runner.types import EngineInfo
 
 ProgressCallback = Callable[[str, float | None], None]
 _RETRY_S = 0.05
+_REAP_S = 2.0
 _SOCKET_PATH_LIMIT = 100
 """sun_path holds 108 bytes on Linux, 104 on macOS."""
 
@@ -71,8 +72,10 @@ class _Waiter:
             self.phase = payload.phase
             if self._on_progress is not None:
                 self._on_progress(payload.phase, payload.share)
-        elif kind in (frames.READY, frames.FAILED) and not self.outcome.done():
+        elif not self.outcome.done():
             self.outcome.set_result(payload)
+        elif kind == frames.FAILED:
+            self.link.fail(payload.reason, EngineFailed)
 
     def _lost(self, link: Link, why: str) -> None:
         if not self.outcome.done():
@@ -114,6 +117,7 @@ class Spawner:
         except BaseException:
             process.kill()
             waiter.link.close()
+            await process.wait(_REAP_S)
             raise
 
     async def _ready(self, waiter: _Waiter, process: ChildProcess) -> Connection:

@@ -48,7 +48,7 @@ class Sink(Protocol):
         """The answer to an embed request."""
 
     def error_all(self, error: BaseException) -> None:
-        """The end of every open request."""
+        """The end of every open request and of this process."""
 
 
 class TextSource(Protocol):

@@ -14,7 +14,7 @@ from runner.engines import frames
 from runner.engines.failures import to_exception
 from runner.engines.frames import ErrorReply, FrameReader, FrameTooLarge, Heartbeat, ProtocolError
 from runner.engines.merge import merge_tokens, push_text
-from runner.errors import EngineDied, LlmrunError, RequestError
+from runner.errors import EngineDied, EngineError, LlmrunError, RequestError
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, TextDelta, TokenDelta, TokenRequest
 
 
@@ -54,7 +54,7 @@ class Link(asyncio.Protocol):
         self._last_key = 0
         self._writable: asyncio.Future[None] | None = None
         self.broken: str | None = None
-        """Why the link is of no use any more."""
+        """Why the link is of no use any more (empty: the connection just ended); None while it is fine."""
 
     # asyncio.Protocol
 
@@ -75,7 +75,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The child is gone, or closed the connection."""
-        self._break("the connection ended" if exc is None else f"the connection broke: {exc}")
+        self._break("" if exc is None else f"the connection broke: {exc}")
 
     def pause_writing(self) -> None:
         """The child does not read: new requests wait."""
@@ -99,16 +99,16 @@ class Link(asyncio.Protocol):
         """Give the connection up, as if it had ended."""
         self._break(why)
 
-    def fail(self, message: str) -> None:
-        """End every stream and every wait with EngineDied. Deltas that came before it are still delivered."""
+    def fail(self, message: str, kind: type[EngineError] = EngineDied) -> None:
+        """End every stream and every wait with an error. Deltas that came before it are still delivered."""
         self._break(message)
         for stream in self._streams.values():
             if stream.error is None:
-                stream.error = EngineDied(message)
+                stream.error = kind(message)
             stream.wake()
         for reply in self._replies.values():
             if not reply.done():
-                reply.set_exception(EngineDied(message))
+                reply.set_exception(kind(message))
 
     def close(self) -> None:
         """Close the connection; nothing is told."""
@@ -179,7 +179,7 @@ class Link(asyncio.Protocol):
 
     def _next_key(self) -> int:
         if self.broken is not None:
-            raise EngineDied(f"the engine's process is gone: {self.broken}")
+            raise EngineDied(f"the engine's process is gone: {self.broken or 'the connection ended'}")
         self._last_key += 1
         return self._last_key
 

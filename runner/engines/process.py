@@ -17,12 +17,13 @@ from runner.engines.base import EngineSpec
 from runner.engines.connectors import Connection, Connector, Joiner, ProgressCallback, Spawner
 from runner.engines.frames import Shape
 from runner.engines.link import Link
-from runner.engines.supervisor import RestartBudget
+from runner.engines.supervisor import ChildProcess, RestartBudget
 from runner.errors import EngineBusy, EngineDied, UnsupportedField
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, EngineInfo, TextDelta, TokenDelta, TokenRequest
 
 _WATCH_S = 1.0
 _EXIT_BOUND_S = 0.3
+_REAP_S = 2.0
 _LAST_WORDS = 5
 
 
@@ -182,9 +183,9 @@ class ProcessEngine:
         """The link is over, and it was not us. Everyone hears of it within a second."""
         connection = self._connection
         if connection is None or connection.link is not link:
-            link.fail(f"the engine {self.name} is gone: {why}")
+            link.fail(f"the engine {self.name} is gone")
         elif self._closing is None:
-            self._death = f"the engine {self.name} is gone: {why}"
+            self._death = f"the engine {self.name} is gone: {why or 'the connection ended'}"
             self._burial = self._own(self._bury(connection, why))
 
     async def _bury(self, connection: Connection, why: str) -> None:
@@ -192,17 +193,23 @@ class ProcessEngine:
         await self._cancel(self._watch_task)
         process = connection.process
         if process is not None:
-            code = await process.wait(_EXIT_BOUND_S)
-            ending = process.describe_end() if code is not None else f"{why}; it was killed"
-            process.kill()
-            tail = process.log_tail(_LAST_WORDS)
-            why = f"{ending}\nits last words:\n{tail}" if tail else ending
-        self._death = f"the engine {self.name} is gone: {why}"
+            why = await self._post_mortem(process, why)
+        self._death = f"the engine {self.name} is gone: {why or 'the connection ended'}"
         connection.link.fail(self._death)
+        if process is not None:
+            await process.wait(_REAP_S)
         self._burial = None
         if self.restart_eagerly and self._starting is None and self._closing is None:
             self._starting = self._own(self._connect())
             self._starting.add_done_callback(self._started)
+
+    async def _post_mortem(self, process: ChildProcess, why: str) -> str:
+        """Why it ended, how, and its last words; it has ended, or is killed, when this returns."""
+        code = await process.wait(_EXIT_BOUND_S)
+        ending = process.describe_end() if code is not None else "it was killed"
+        process.kill()
+        tail = process.log_tail(_LAST_WORDS)
+        return "; ".join(part for part in (why, ending) if part) + (f"\nits last words:\n{tail}" if tail else "")
 
     async def _watch(self, connection: Connection) -> None:
         """Count seconds without a heartbeat (by our own ticks: a suspended machine is not a hung child)."""
