@@ -18,23 +18,23 @@ _STATS_TIMEOUT_S = 2.0
 
 
 async def health(request: web.Request) -> web.Response:
-    """GET /health: 200 when requests are served, also while they must queue; else 503."""
-    return await _health(request.app[STATE], busy_is_fine=True)
+    """GET /health: 200 when requests can be served now, else 503."""
+    return await _health(request.app[STATE])
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /ready: 200 when a balancer should send requests here; 503 while draining or with a full queue."""
+    """GET /ready: 200 when a balancer should send requests here; 503 while draining too."""
     state = request.app[STATE]
     if state.is_draining:
         return json_response({"status": "draining"}, status=503)
-    return await _health(state, busy_is_fine=False)
+    return await _health(state)
 
 
-async def _health(state: State, *, busy_is_fine: bool) -> web.Response:
+async def _health(state: State) -> web.Response:
     try:
         await asyncio.wait_for(state.check_health(), _HEALTH_TIMEOUT_S)
     except EngineBusy as error:
-        return json_response({"status": "busy", **body_of(error)}, status=200 if busy_is_fine else 503)
+        return json_response({"status": "busy", **body_of(error)}, status=503)
     except (LlmrunError, TimeoutError) as error:
         return json_response({"status": "unhealthy", **body_of(error)}, status=503)
     return json_response({"status": "ok", "models": state.catalog.names()})

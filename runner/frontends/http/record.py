@@ -6,6 +6,7 @@ dashboards work. Knows nothing of routes or of how an answer is made.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from time import perf_counter
 from typing import Any
 
@@ -71,22 +72,25 @@ class Record:
         self._gap = self._instruments.itl.of(model)
 
     def add(self, delta: TextDelta) -> None:
-        """A delta arrived. On the token path."""
+        """A delta arrived. On the token path: Buckets.observe is written out here."""
         now = perf_counter()
-        num = len(delta.token_ids) or (1 if delta.text else 0)
         if delta.usage is not None:
             self.add_usage(delta.usage)
-        if num:
-            self._num_tokens += num
-            self._output.value += num
-            if self._first_at:
-                assert self._gap is not None
-                self._gap.observe((now - self._last_at) / num, num)
-            else:
-                self._first_at = now
-                self._queued.add(-1)
-                self._instruments.ttft.of(self.model).observe(now - self._started)
-            self._last_at = now
+        num = len(delta.token_ids) or (1 if delta.text else 0)
+        if not num:
+            return
+        self._num_tokens += num
+        self._output.value += num
+        if self._last_at:
+            gap, waited = self._gap, now - self._last_at
+            assert gap is not None
+            gap.counts[bisect_left(gap.bounds, waited / num)] += num
+            gap.total += waited
+        else:
+            self._first_at = now
+            self._queued.add(-1)
+            self._instruments.ttft.of(self.model).observe(now - self._started)
+        self._last_at = now
 
     def add_usage(self, usage: Usage) -> None:
         """The counts of one prompt."""

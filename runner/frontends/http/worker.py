@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ async def _run(spec: WorkerSpec) -> None:
     handle_signals(stop)
     task = asyncio.current_task()
     assert task is not None
-    lifeline = asyncio.create_task(_watch_parent(task))
+    lifeline = asyncio.create_task(_watch_parent(task, spec.metrics_folder))
     catalog = Catalog()
     try:
         await _join(spec, catalog)
@@ -122,14 +123,15 @@ def _say_ready() -> None:
     os.write(sys.stdout.fileno(), READY)
 
 
-async def _watch_parent(task: asyncio.Task[Any]) -> None:
-    """Stdin ends when the parent is gone, however it went; nobody is left to answer for."""
+async def _watch_parent(task: asyncio.Task[Any], folder: str) -> None:
+    """Stdin ends when the parent is gone, however it went: end too, and leave no files behind."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     with contextlib.closing(transport):
         await reader.read()
         task.cancel()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

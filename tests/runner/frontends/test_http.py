@@ -229,7 +229,7 @@ async def test_health_follows_the_engine() -> None:
         assert [(await server.get(path))[0] for path in ("/health", "/ready", "/live")] == [503, 503, 200]
         assert "llmrun_engine_up" in (await server.get("/metrics"))[1]
         server.service.health_error = EngineBusy("full")
-        assert [(await server.get(path))[0] for path in ("/health", "/ready", "/live")] == [200, 503, 200]
+        assert [(await server.get(path))[0] for path in ("/health", "/ready", "/live")] == [503, 503, 200]
         server.state.catalog.remove("toy")
         assert [(await server.get(path))[0] for path in ("/health", "/ready", "/live")] == [503, 503, 200]
         assert (await server.post("/v1/chat/completions", CHAT))[0] == 404
