@@ -23,6 +23,7 @@ from runner.openai_tables import (
     EMBEDDING_FIELDS,
     HINTS,
     IGNORED,
+    MAX_PROMPTS,
     NOT_BUILT,
     SAMPLING_FIELDS,
 )
@@ -139,6 +140,9 @@ def parse_completion(
     prompts = values.get("prompt")
     if prompts is None:
         raise RequestError("prompt is missing; give a string or token ids", field="prompt")
+    if len(prompts) * values.get("n", 1) > MAX_PROMPTS:
+        message = f"{len(prompts)} prompts with n = {values['n']} choices each; at most {MAX_PROMPTS} choices in all"
+        raise RequestError(message, field="n")
     values.setdefault("max_tokens", COMPLETION_MAX_TOKENS)
     common = _common(values, values.get("logprobs"))
     ids = [request_id] if len(prompts) == 1 else [f"{request_id}-{index}" for index in range(len(prompts))]

@@ -28,6 +28,7 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_PROMPTS = 2048
+"""Prompts of one body; also choices of one body over all its prompts."""
 COMPLETION_MAX_TOKENS = 16
 """/v1/completions without max_tokens, as OpenAI and vLLM."""
 

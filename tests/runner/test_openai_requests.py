@@ -309,6 +309,12 @@ def test_wrong_prompts(prompt: Any) -> None:
         parse_completion({"prompt": prompt}, request_id="r")
 
 
+def test_choices_are_bounded_over_all_prompts() -> None:
+    assert parse_completion({"prompt": ["a"] * 16, "n": 128}, request_id="r").n == 128
+    with pytest.raises(RequestError, match="at most 2048 choices"):
+        parse_completion({"prompt": ["a"] * 17, "n": 128}, request_id="r")
+
+
 def test_completions_have_their_own_fields() -> None:
     call = parse_completion({"prompt": "a", "logprobs": 0, "echo": True, "max_tokens": 0}, request_id="r")
     assert (call.requests[0].sampling.logprobs, call.requests[0].echo, call.requests[0].max_tokens) == (0, True, 0)

@@ -22,6 +22,8 @@ REQUEST_ID = "X-Request-Id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _CLIENT_GONE = 499
 """nginx's status for a client that left; only ever seen in the log and in metrics."""
+_PROBES = PUBLIC_PATHS | {"/metrics"}
+"""Asked every few seconds by machines: logged with -v, or when they fail."""
 
 POST_ROUTES = {
     "/chat/completions": completions.chat,
@@ -81,7 +83,9 @@ async def _wrapper(request: web.Request, handler: Handler) -> web.StreamResponse
         is_gone = True
         raise
     finally:
-        state.log(record.end(status, is_disconnect=is_gone))
+        fields = record.end(status, is_disconnect=is_gone)
+        if status >= 400 or state.logs_probes or request.path not in _PROBES:
+            state.log(fields)
 
 
 async def _answer(request: web.Request, handler: Handler, state: State) -> web.StreamResponse:

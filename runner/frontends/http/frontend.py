@@ -9,7 +9,7 @@ from runner.catalog import Catalog
 from runner.errors import UsageError
 from runner.frontends.base import FrontendSpec
 from runner.frontends.http.auth import load_keys
-from runner.frontends.http.listen import bind, check_exposure, url_of
+from runner.frontends.http.listen import bind, check_exposure, raise_file_limit, url_of
 from runner.frontends.http.server import Stop, handle_signals, serve
 from runner.frontends.http.state import State
 from runner.frontends.http.tls import load_tls
@@ -33,6 +33,7 @@ class HttpFrontend:
 
     async def run(self, catalog: Catalog) -> int:
         """Serve until SIGINT or SIGTERM. Raises LlmrunError when the port cannot be bound."""
+        raise_file_limit()
         stop = Stop()
         handle_signals(stop)
         if self._options.http_workers > 1:

@@ -14,6 +14,7 @@ from runner.errors import LlmrunError, UsageError
 from runner.options import RunOptions
 
 BACKLOG = 1024
+_MANY_FILES = 65536
 
 
 def check_exposure(options: RunOptions, *, has_keys: bool) -> None:
@@ -64,6 +65,17 @@ def _bind(host: str, port: int, *, shared: bool, listens: bool) -> socket.socket
         raise LlmrunError(_bind_message(host, port, error)) from error
     sock.setblocking(False)
     return sock
+
+
+def raise_file_limit() -> None:
+    """As many open connections as this user may have: shells often start programs with 1024."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def url_of(sock: socket.socket, *, tls: bool) -> str:

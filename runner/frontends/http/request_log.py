@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sys
 import threading
@@ -70,8 +71,18 @@ class RequestLog:
     def _write_blocks(self) -> None:
         while (block := self._blocks.get()) is not None:
             with contextlib.suppress(OSError, ValueError):  # stderr is closed: nobody to tell
-                self._stream.write(block)
-                self._stream.flush()
+                self._write_block(block)
+
+    def _write_block(self, block: str) -> None:
+        """Past the stream's buffer: a thread that is stuck in it would block the interpreter's exit."""
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError, AttributeError):  # no real file (tests)
+            self._stream.write(block)
+            return
+        data = block.encode()
+        while data:
+            data = data[os.write(number, data) :]
 
 
 def _as_json(fields: dict[str, Any]) -> str:

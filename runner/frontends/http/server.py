@@ -18,6 +18,7 @@ from runner.frontends.http.state import State
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEPALIVE_S = 75.0
+_HURRY_S = 2.0
 
 
 class Stop:
@@ -41,7 +42,10 @@ class Stop:
             await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
             if self.now.is_set():
                 state.cut_off()
-            await draining
+                # A client that reads nothing may hold its answer's end back: that long and no longer.
+                await asyncio.wait({draining}, timeout=_HURRY_S)
+            else:
+                await draining
         finally:
             draining.cancel()
             hurrying.cancel()

@@ -41,6 +41,7 @@ class State:
         self.pinger = Pinger()
         self.started_at = int(time.time())
         self.version = _version()
+        self.logs_probes = options.verbose > 0
         self.log: Callable[[dict[str, Any]], None] = _no_log
         self.snapshot_all: Callable[[], list[FamilySnapshot]] = self.registry.snapshot
         """Metrics of this process, or of all worker processes together."""

@@ -39,7 +39,7 @@ class Program:
     def workers(self) -> list[psutil.Process]:
         """The worker processes that live."""
         children = psutil.Process(self.process.pid).children()
-        return [child for child in children if WORKER in child.cmdline()]
+        return [child for child in children if is_alive(child) and WORKER in child.cmdline()]
 
     async def ask(self, **fields: Any) -> int:
         """One request on a connection of its own, so that the kernel chooses a worker; returns its status."""
@@ -87,6 +87,13 @@ async def program(shared_data: Path) -> AsyncIterator[Program]:
             process.kill()
         await process.wait()
     await draining
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_port() -> int:
@@ -151,7 +158,7 @@ async def test_workers_end_with_a_parent_that_is_killed(program: Program) -> Non
     await program.process.wait()
 
     async def all_gone() -> bool:
-        return not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+        return not any(map(is_alive, workers))
 
     await until(all_gone, within_s=3)
 
