@@ -57,7 +57,7 @@ def checksum(card: ModelCard, weight_files: Iterable[Path] = ()) -> str:
 def _tokenizer_digest(ref: TokenizerRef) -> bytes:
     digest = blake3()
     if ref.kind == "gguf":
-        # Metadata comes first in a GGUF file, and 256 thousand tokens with merges take 15 MB. Reading bytes is ten times
+        # Metadata comes first in a GGUF file; 256 thousand tokens with merges take 15 MB. Reading bytes is ten times
         # faster than taking the arrays apart.
         with Path(ref.path).open("rb") as file:
             digest.update(file.read(_GGUF_HEAD_BYTES))
