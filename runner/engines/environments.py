@@ -1,0 +1,208 @@
+"""Installing engines: what `llmrun engines install / remove / check / list` do.
+
+Owns the folder of an engine and its life: built in a staging folder, moved into place in one rename, under a lock, so
+that a half-made engine is never used and an interrupted install leaves nothing. HOW one engine is built is its
+recipe's matter (RECIPES, imported on use).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from runner import paths
+from runner.engines import ENGINES, EngineEntry
+from runner.engines.pip import InstallFailed
+from runner.errors import LlmrunError, UsageError
+from runner.registry import load
+
+Accelerator = Literal["cuda", "metal", "vulkan"]
+Say = Callable[[str], None]
+
+RECIPES = {"llamacpp": "runner.engines.llamacpp.recipe:RECIPE"}
+"""name -> "module:attr" of a Recipe. Engines that are not here need no installation, or are not built yet."""
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an engine can be used here and, if not, the command that makes it so."""
+
+    name: str
+    is_usable: bool
+    detail: str
+    command: str = ""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked of an installation."""
+
+    prebuilt: bool = False
+    accelerator: Accelerator | None = None
+    version: str | None = None
+
+
+class Recipe(Protocol):
+    """How one engine is installed."""
+
+    def build(self, folder: Path, wish: Wish, say: Say) -> None:
+        """Fill the empty `folder` and try what is in it. Raises InstallFailed or UsageError."""
+
+    def find(self) -> Path | None:
+        """What would be used now, installed by us or not."""
+
+    def describe(self, found: Path) -> str:
+        """One line for people; cheap."""
+
+    def check(self, found: Path) -> str:
+        """Try it for real; one line for people. Raises LlmrunError."""
+
+
+def list_engines() -> list[EngineStatus]:
+    """All engines of the table. Cheap: looks for files, starts nothing."""
+    return [_status(entry) for entry in ENGINES.values()]
+
+
+def check(name: str) -> EngineStatus:
+    """As list_engines for one engine, but tried for real: its library computes something. Raises UsageError."""
+    entry = _entry(name)
+    status = _status(entry)
+    if not status.is_usable or name not in RECIPES:
+        return status
+    recipe = _recipe(name)
+    found = recipe.find()
+    assert found is not None
+    try:
+        return msgspec.structs.replace(status, detail=recipe.check(found))
+    except LlmrunError as problem:
+        return EngineStatus(name=name, is_usable=False, detail=str(problem), command=_command(name))
+
+
+def install(
+    name: str,
+    *,
+    prebuilt: bool = False,
+    accelerator: Accelerator | None = None,
+    version: str | None = None,
+    if_missing: bool = False,
+    say: Say | None = None,
+) -> Path:
+    """Install an engine and return its folder (or, with `if_missing`, what is usable already).
+
+    Raises UsageError for a name or combination that cannot be, InstallFailed when it came to nothing.
+    """
+    recipe = _recipe(name)
+    say = say or _say
+    if if_missing and (found := recipe.find()) is not None:
+        return found
+    root = paths.engines_dir()
+    with _locked(root, name, say):
+        if if_missing and (found := recipe.find()) is not None:
+            return found  # somebody else installed it while we waited
+        _sweep(root, name)
+        wish = Wish(prebuilt=prebuilt, accelerator=accelerator, version=version)
+        return _install(root, name, recipe, wish, say)
+
+
+def remove(name: str) -> bool:
+    """Delete what we installed; False when there was nothing. Raises UsageError."""
+    _recipe(name)
+    root = paths.engines_dir()
+    if not (root / name).exists():
+        return False
+    with _locked(root, name, _say):
+        _sweep(root, name)
+        _discard(root, name)
+    return True
+
+
+def _install(root: Path, name: str, recipe: Recipe, wish: Wish, say: Say) -> Path:
+    staging = root / f".{name}-new-{os.getpid()}"
+    try:
+        staging.mkdir()
+        recipe.build(staging, wish, say)
+        _discard(root, name)
+        staging.rename(root / name)
+    except OSError as problem:
+        raise InstallFailed(f"{name} could not be installed into {root}: {problem.strerror or problem}") from problem
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    say(f"installed: {root / name}")
+    return root / name
+
+
+def _discard(root: Path, name: str) -> None:
+    """Out of sight in one rename, then deleted."""
+    if (root / name).exists():
+        old = root / f".{name}-old-{os.getpid()}"
+        (root / name).rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(root: Path, name: str) -> None:
+    """What an install that was killed left behind. We hold the lock, so nobody is using it."""
+    for pattern in (f".{name}-new-*", f".{name}-old-*"):
+        for leftover in root.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(root: Path, name: str, say: Say) -> Iterator[None]:
+    """One installation of an engine at a time; the lock ends with the process."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / f".{name}.lock").open("w")
+    except OSError as problem:
+        raise InstallFailed(f"{root} cannot be written: {problem.strerror or problem}") from problem
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another installation of {name} is running; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _status(entry: EngineEntry) -> EngineStatus:
+    if not entry.factory:
+        detail = "not built yet" + (f"; use {entry.instead}" if entry.instead else "")
+        return EngineStatus(name=entry.name, is_usable=False, detail=detail)
+    if entry.name not in RECIPES:
+        return EngineStatus(name=entry.name, is_usable=True, detail=entry.summary)
+    try:
+        recipe = _recipe(entry.name)
+        found = recipe.find()
+    except LlmrunError as problem:
+        return EngineStatus(name=entry.name, is_usable=False, detail=str(problem), command=_command(entry.name))
+    if found is None:
+        return EngineStatus(name=entry.name, is_usable=False, detail="not installed", command=_command(entry.name))
+    return EngineStatus(name=entry.name, is_usable=True, detail=recipe.describe(found))
+
+
+def _command(name: str) -> str:
+    return f"llmrun engines install {name}"
+
+
+def _entry(name: str) -> EngineEntry:
+    if name not in ENGINES:
+        raise UsageError(f"there is no engine {name!r}; known are {', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
+def _recipe(name: str) -> Recipe:
+    entry = _entry(name)
+    if name not in RECIPES:
+        state = "needs no installation" if entry.factory else "is not built yet"
+        raise UsageError(f"{name} {state}; `llmrun engines install` knows {', '.join(RECIPES)}")
+    recipe: Recipe = load(RECIPES[name])
+    return recipe
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,108 @@
+"""Runs pip in a process of its own: progress lines out, one clear error instead of a page of log.
+
+Owns pip's command line, its temporary files and its end (no process survives an interrupt). Does not know engines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from runner.errors import LlmrunError
+
+_LOG_LINES = 15
+_FAULTS = (
+    (r"No space left on device|Disk quota exceeded", "the disk is full; free some space (2 GB are enough)"),
+    (
+        r"Temporary failure in name resolution|NewConnectionError|Max retries exceeded|Network is unreachable|"
+        r"Connection refused|ConnectTimeout|Could not find a version that satisfies",
+        "the package index cannot be reached, or has no such version; check the network, --version and pip's settings",
+    ),
+    (r"No module named pip", "this Python has no pip; run: {python} -m ensurepip"),
+    (
+        r"CMAKE_(C|CXX)_COMPILER|No CMAKE_CXX_COMPILER could be found",
+        "there is no working C++ compiler; use --prebuilt",
+    ),
+    (
+        r"Killed|cc1plus.*(killed|terminated)|virtual memory exhausted",
+        "there was too little memory to compile; use --prebuilt",
+    ),
+    (r"Permission denied", "a file may not be written; check the owner of the folder named in the log"),
+)
+
+
+class InstallFailed(LlmrunError):
+    """An installation came to nothing; what was there before is untouched. `hint` is the next step."""
+
+    def __init__(self, message: str, *, hint: str = "", log_tail: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.log_tail = log_tail
+
+
+def install_into(
+    folder: Path,
+    requirement: str,
+    *,
+    env: Mapping[str, str] | None = None,
+    arguments: tuple[str, ...] = (),
+    on_line: Callable[[str], None] | None = None,
+) -> None:
+    """pip install `requirement`, without its dependencies, into `folder`. Raises InstallFailed.
+
+    Temporary files lie in `folder`/tmp, so that they go with it whatever happens.
+    """
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-cache-dir", "--no-input"]
+    command += ["--disable-pip-version-check", "--target", str(folder), *arguments, requirement]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_USER": "0", "PYTHONUNBUFFERED": "1", **(env or {})}
+    code, lines = _run(command, environment, on_line)
+    if code != 0:
+        raise _failure(requirement, code, lines)
+
+
+def _run(command: list[str], env: dict[str, str], on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=env,
+        start_new_session=True,
+    )
+    lines: deque[str] = deque(maxlen=400)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if on_line is not None:
+                on_line(line)
+        return process.wait(), list(lines)
+    finally:
+        if process.poll() is None:  # an interrupt: compilers are in the same group
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+
+
+def _failure(requirement: str, code: int, lines: list[str]) -> InstallFailed:
+    text = "\n".join(lines)
+    hint = ""
+    for pattern, advice in _FAULTS:
+        if re.search(pattern, text):
+            hint = advice.format(python=sys.executable)
+            break
+    errors = [line for line in lines if re.match(r"\s*(ERROR|error|CMake Error)\b|.*: (fatal )?error:", line)]
+    reason = errors[0].strip() if errors else f"pip ended with code {code}"
+    return InstallFailed(
+        f"{requirement} could not be installed: {reason}", hint=hint, log_tail="\n".join(lines[-_LOG_LINES:])
+    )
