@@ -246,7 +246,10 @@ class Server:
 
     def _drop(self, request_id: str) -> None:
         """Cancel."""
-        self._end(request_id)
+        route = self._end(request_id)
+        if route is not None:
+            peer, key = route
+            peer.forget(key)
         assert self._host is not None
         self._host.cancel(request_id)
 

@@ -1,0 +1,161 @@
+"""The child's end: back-pressure, routing, what it imports, and that another interpreter can run it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from model_cards.card import ModelCard
+from runner.engines import connectors, frames
+from runner.engines.base import EngineSpec
+from runner.engines.connectors import Spawner
+from runner.engines.frames import FrameReader
+from runner.engines.peers import Peer
+from runner.engines.process import ProcessEngine
+from runner.types import TextDelta, TokenDelta, TokenRequest
+
+ROOT = Path(__file__).parents[3]
+
+
+class _Router:
+    """Counts what a peer reports."""
+
+    def __init__(self) -> None:
+        self.num_joined = 0
+        self.num_left = 0
+
+    def join(self, peer: Peer) -> None:
+        self.num_joined += 1
+
+    def leave(self, peer: Peer) -> None:
+        self.num_left += 1
+
+    def handle(self, peer: Peer, kind: int, payload: object) -> None:
+        raise frames.ProtocolError("not expected here")
+
+
+class _Transport(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.is_aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def connected() -> tuple[Peer, _Transport]:
+    peer = Peer(_Router(), is_owner=False)
+    transport = _Transport()
+    peer.connection_made(transport)
+    return peer, transport
+
+
+def messages(transport: _Transport) -> list[tuple[int, object]]:
+    reader = FrameReader()
+    return [message for data in transport.written for message in reader.feed(data)]
+
+
+def test_one_step_is_one_write() -> None:
+    peer, transport = connected()
+    peer.send_tokens([(key, TokenDelta([key])) for key in range(64)])
+    assert len(transport.written) == 1
+
+
+def test_deltas_for_a_slow_reader_are_merged_and_lose_nothing() -> None:
+    peer, transport = connected()
+    peer.pause_writing()
+    for at in range(1000):
+        peer.send_tokens([(1, TokenDelta([at])), (2, TokenDelta([-at]))])
+    peer.send_tokens([(1, TokenDelta([], "stop"))])
+    peer.send_idle(frames.HEARTBEAT, frames.Heartbeat({}))
+    assert transport.written == []
+    peer.resume_writing()
+    assert messages(transport) == [
+        (
+            frames.DELTAS,
+            [
+                (1, TokenDelta(list(range(1000)), "stop")),
+                (2, TokenDelta([-at for at in range(1000)])),
+            ],
+        )
+    ]
+
+
+def test_an_error_comes_after_the_deltas_that_waited() -> None:
+    peer, transport = connected()
+    peer.pause_writing()
+    peer.send_tokens([(1, TokenDelta([5]))])
+    peer.send_texts([(2, TextDelta(text="a"))])
+    peer.send_texts([(2, TextDelta(text="b"))])
+    peer.send(frames.ERROR, frames.ErrorReply(1, "EngineFailed", "no"))
+    kinds = [kind for kind, _ in messages(transport)]
+    assert kinds == [frames.DELTAS, frames.TEXTS, frames.ERROR]
+    assert messages(transport)[1] == (frames.TEXTS, [(2, TextDelta(text="ab"))])
+
+
+def test_what_waits_for_a_cancelled_request_is_dropped() -> None:
+    peer, transport = connected()
+    peer.pause_writing()
+    peer.send_tokens([(1, TokenDelta([5])), (2, TokenDelta([6]))])
+    peer.forget(1)
+    peer.resume_writing()
+    assert messages(transport) == [(frames.DELTAS, [(2, TokenDelta([6]))])]
+
+
+def test_a_peer_that_sends_garbage_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    peer, transport = connected()
+    peer.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    assert transport.is_aborted
+    assert "dropping a connection" in capsys.readouterr().err
+
+
+def test_a_child_imports_little() -> None:
+    """It may run in an engine's own environment: msgspec, and nothing of the launcher's."""
+    code = "import sys, runner.engines.child; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    roots = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "msgspec" in roots
+    assert not roots & {"platformdirs", "psutil", "aiohttp", "typer", "rich", "numpy", "tokenizers", "uvloop", "jinja2"}
+
+
+async def test_another_interpreter_sees_our_packages_only(tmp_path: Path) -> None:
+    """A foreign environment gets `runner` and `model_cards` by links, not our site-packages."""
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    spec = EngineSpec(name="counter", card=ModelCard(name="m", source="m"))
+    child = "tests.runner.engines.fault_engines:Counter"
+    msgspec_home = Path(msgspec.__file__).parent.parent  # a bare interpreter by its name; a real one brings msgspec
+    engine = ProcessEngine(spec, child, python=str(other), env={"PYTHONPATH": f"{ROOT}{os.pathsep}{msgspec_home}"})
+    try:
+        await engine.start()
+        assert engine.socket_path is not None
+        links = {path.name for path in Path(engine.socket_path).parent.iterdir()}
+        assert links == {"engine.sock", "runner", "model_cards"}
+        async for delta in engine.generate(TokenRequest(id="r", token_ids=[1], max_tokens=1)):
+            assert delta.token_ids == [1]
+    finally:
+        await engine.close()
+
+
+async def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(connectors.tempfile, "tempdir", str(deep))
+    spawner = Spawner(EngineSpec(name="x", card=ModelCard(name="m", source="m")), "a:b", "step", sys.executable, None)
+    assert len(str(spawner._private_folder())) < 60
+    spawner.tidy()
