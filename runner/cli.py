@@ -295,6 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     before, tail = split_tail(given)
     verbose = sum(word.count("v") for word in before if word in ("-v", "-vv")) + before.count("--verbose")
+    verbose = verbose or {"1": 1, "2": 2}.get(os.environ.get("LLMRUN_VERBOSE", ""), 0)
     try:
         code = app(before, prog_name="llmrun", standalone_mode=False, obj=tail)
         return code if isinstance(code, int) else 0

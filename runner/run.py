@@ -48,7 +48,10 @@ def run_words(words: Sequence[str], given: dict[str, Any], tail: tuple[str, ...]
 
 
 def find_card(source: str, options: RunOptions, *, download: bool = True) -> ModelCard:
-    """The card of what the user named. Raises CardError."""
+    """The card of what the user named. Raises CardError.
+
+    --context-length is not passed: it is the engine's option, and the card goes on saying what the model was made for.
+    """
     from model_cards.resolve import resolve
 
     with DownloadBars() as bars:
@@ -57,7 +60,6 @@ def find_card(source: str, options: RunOptions, *, download: bool = True) -> Mod
             name=options.model_name,
             model_config=options.model_config,
             chat_template=options.chat_template,
-            context_length=options.context_length,
             download=download,
             progress=bars.update,
         )

@@ -116,6 +116,9 @@ class ChatSession:
         self.last_timer = timer
         if timer.usage:
             self.used_tokens = timer.usage.prompt_tokens + timer.usage.completion_tokens
+        else:
+            # A stopped answer has no usage; its question was not counted, so this is a little low until the next one.
+            self.used_tokens += timer.num_tokens
 
     def clear(self) -> None:
         """Forget the conversation; system prompt and settings stay."""
