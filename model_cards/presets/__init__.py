@@ -29,7 +29,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 @functools.cache
 def aliases() -> dict[str, Preset]:
     """All presets by alias. Raises ModelFileError where one is broken."""
-    return {path.stem: _read(path) for path in sorted(_FOLDER.glob("*.json"))}
+    return {path.stem: _read(path) for path in sorted(_FOLDER.glob("*.json"), key=lambda path: path.stem)}
 
 
 def _read(path: Path) -> Preset:
