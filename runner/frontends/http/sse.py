@@ -39,6 +39,8 @@ class EventStream:
         else:
             self.response.force_close()
         self._writer: AbstractStreamWriter
+        self._transport: asyncio.WriteTransport
+        self._protocol = request.protocol
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = False
@@ -64,16 +66,18 @@ class EventStream:
 
     async def _send_head(self, data: bytes) -> None:
         writer = await self.response.prepare(self._request)
-        assert writer is not None
-        self._writer = writer
+        transport = self._request.transport
+        if writer is None or transport is None:
+            raise ConnectionResetError("the client is gone")
+        self._writer, self._transport = writer, transport
         await self.response.write(self._preamble + data or PING)
         self.is_open = True
         self._pinger.add(self)
 
     def write(self, data: bytes) -> None:
         """Hand bytes to the transport now. Raises ConnectionResetError when the client is gone."""
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
+        transport = self._transport
+        if transport.is_closing():
             raise ConnectionResetError("the client is gone")
         self.num_writes += 1
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
@@ -81,7 +85,7 @@ class EventStream:
     @property
     def is_behind(self) -> bool:
         """Whether the client reads slower than we write: `drain` before the next write."""
-        return self._request.protocol.writing_paused
+        return self._protocol.writing_paused
 
     async def drain(self) -> None:
         """Wait until the client has read enough."""
