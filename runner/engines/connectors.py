@@ -148,8 +148,11 @@ class Spawner:
         return EngineStartFailed("\n".join(parts), log_tail=tail, hint=hint)
 
     def _not_started(self, error: OSError) -> EngineStartFailed:
-        hint = "is the engine's environment still there? `llmrun engines` lists them"
-        return EngineStartFailed(f"{self._python} cannot be started: {error}", hint=hint)
+        hint = likely_fix(str(error))
+        if error.filename == self._python:
+            hint = "the interpreter of this engine is gone; `llmrun engines` lists what is installed"
+        reason = f"the process of the engine {self._spec.name} cannot be started: {error}"
+        return EngineStartFailed(f"{reason}\nlikely fix: {hint}" if hint else reason, hint=hint)
 
     def _spawn(self, fd: int) -> ChildProcess:
         folder = self._private_folder()

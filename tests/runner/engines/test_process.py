@@ -392,3 +392,32 @@ async def test_close_frees_the_folder_and_ends_streams(make_engine: MakeEngine) 
     assert not Path(socket_path).parent.exists()
     with pytest.raises(EngineDied, match="closed"):
         await collect(engine, ask())
+
+
+def test_the_launchers_own_loop(make_spec: Callable[[], EngineSpec]) -> None:
+    """The launcher runs uvloop: a stream, a kill, a restart and a close on it."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> None:
+        module = "tests.runner.engines.fault_engines:Counter"
+        engine = ProcessEngine(make_spec(), module, env={"PYTHONPATH": str(ROOT)})
+        try:
+            await engine.start()
+            assert ids_of(await collect(engine, ask(5))) == [1, 2, 3, 4, 5]
+            tasks = [asyncio.create_task(collect(engine, ask(100_000))) for _ in range(8)]
+            await asyncio.sleep(0.1)
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGKILL)
+            await asyncio.wait(tasks, timeout=BOUND_S)
+            assert all(isinstance(task.exception(), EngineDied) for task in tasks)
+            assert ids_of(await collect(engine, ask(5))) == [1, 2, 3, 4, 5]
+        finally:
+            await engine.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+@pytest.fixture
+def make_spec() -> Callable[[], EngineSpec]:
+    return lambda: EngineSpec(name="counter", card=ModelCard(name="m", source="m"))
