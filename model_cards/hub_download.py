@@ -23,7 +23,7 @@ _READ_BYTES = 4 * 1024 * 1024
 
 def download_file(repo: str, file: str, revision: str, *, endpoint: str, cache: Path, bar: type[Any] | None) -> Path:
     """The file's path in the cache. `bar`: a tqdm class, None for huggingface_hub's own."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils._fixes import WeakFileLock
 
     parts = PurePosixPath(file).parts
@@ -34,6 +34,9 @@ def download_file(repo: str, file: str, revision: str, *, endpoint: str, cache: 
     commit, etag = metadata.commit_hash, metadata.etag
     if not commit or not etag or "/" in etag or "/" in commit:
         raise DownloadError(f"{endpoint} gives no commit and ETag for {file} of {repo}; is HF_ENDPOINT a Hub?")
+    if metadata.size is not None and metadata.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        # The Hub sends files of more than 50 GB by its Xet protocol only, which does not resume.
+        return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache, endpoint=endpoint, tqdm_class=bar))
     folder = cache / f"models--{repo.replace('/', '--')}"
     link = folder.joinpath("snapshots", commit, *parts)
     if not link.exists():

@@ -190,6 +190,18 @@ def test_the_cache_is_the_one_of_other_tools(hub: FakeHub) -> None:
     assert [repo.repo_id for repo in info.repos] == ["org/m"] and not info.warnings
 
 
+def test_files_that_plain_http_does_not_carry(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 50 GB the library's own road is taken; here the bound is lowered and that road recorded."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    taken: list[str] = []
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 1000)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **_: taken.append(file) or f"/x/{file}")
+    hub.repos["org/m"] = {"m-Q8_0.gguf": BIG}
+    assert fetch_model(HubName("org/m")) == Path("/x/m-Q8_0.gguf") and taken == ["m-Q8_0.gguf"]
+
+
 def test_a_hostile_listing(hub: FakeHub) -> None:
     hub.repos["org/m"] = names("../../evil.gguf")
     with pytest.raises(DownloadError, match="outside its folder"):
