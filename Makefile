@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PREBUILT ?=
 
-.PHONY: run test lint bench engine clean
+.PHONY: run test lint bench engine demo-model clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (half a minute)"
@@ -29,6 +29,12 @@ lint: $(STAMP)
 
 bench: engine
 	@$(BIN)/python -m benchmarks
+
+# Train the bundled demo model again (minutes). Its tools live in an environment of their own.
+demo-model:
+	@test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
+	@.venv-train/bin/python -m pip install --quiet torch==2.13.0 tokenizers safetensors numpy gguf
+	@.venv-train/bin/python examples/train_demo_model.py --out model_cards/presets/demo
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info
