@@ -207,7 +207,7 @@ def _engines(ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json",
     if ctx.invoked_subcommand is None:
         from runner import commands_engines
 
-        _finish(commands_engines.list_(as_json=as_json))
+        _finish(commands_engines.list_engines(as_json=as_json))
 
 
 @engines.command("list")
@@ -215,7 +215,7 @@ def _engines_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.
     """Every engine, whether it is usable here, and if not, what makes it so."""
     from runner import commands_engines
 
-    _finish(commands_engines.list_(as_json=as_json))
+    _finish(commands_engines.list_engines(as_json=as_json))
 
 
 @engines.command("install")

@@ -183,3 +183,23 @@ def test_completion_of_words_flags_and_commands() -> None:
 def test_show_completion_prints_a_script(tmp_path: Path) -> None:
     done = llmrun("--show-completion", "bash")
     assert "_LLMRUN_COMPLETE=complete_bash" in done.stdout, done.stderr
+
+
+def test_the_demo_model_can_be_shown_and_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "demo"
+    assert main(["--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["engine"]["out"], plan["card"]["name"]) == ("llamacpp", "demo")
+    assert plan["why"]["model"] == "no model is given: the bundled demo model"
+
+
+def test_what_was_chosen_is_said_in_one_line() -> None:
+    done = llmrun("out=echo_core", "hello", "--max-tokens", "2", LLMRUN_TOKEN_ECHO_DELAY_MS="0")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0] == "llmrun: demo (no model is given: the bundled demo model), prompt 'hello'"
+
+
+def test_bench_gets_the_words_after_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--no-such-flag"]) == 2
+    assert "bench: no such flag: --no-such-flag" in capsys.readouterr().err

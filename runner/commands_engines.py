@@ -1,0 +1,72 @@
+"""`llmrun engines list | install | remove | check`: the texts; runner.engines.environments does the work.
+
+Data goes to stdout, everything else to stderr; each command returns an exit code. Knows nothing of typer (cli.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from runner.console import EXIT_FAILURE, say, style
+from runner.errors import UsageError
+
+if TYPE_CHECKING:
+    from runner.engines.environments import Accelerator, EngineStatus
+
+
+def list_engines(*, as_json: bool = False) -> int:
+    """Print every engine, whether it is usable here and, if not, the command that makes it so."""
+    from runner.engines import environments
+
+    found = environments.list_engines()
+    if as_json:
+        _print(json.dumps(msgspec.to_builtins(found), indent=2, ensure_ascii=False))
+    else:
+        _print("\n".join(line for status in found for line in _lines(status)))
+    return 0
+
+
+def install(name: str, *, prebuilt: bool, accelerators: Sequence[str], version: str | None, if_missing: bool) -> int:
+    """Install an engine and print its folder. Raises UsageError, InstallFailed."""
+    from runner.engines import environments
+
+    if len(accelerators) > 1:
+        raise UsageError(f"one accelerator at a time; got {', '.join(f'--{name}' for name in accelerators)}")
+    accelerator = cast("Accelerator", accelerators[0]) if accelerators else None
+    folder = environments.install(
+        name, prebuilt=prebuilt, accelerator=accelerator, version=version, if_missing=if_missing, say=say
+    )
+    _print(str(folder))
+    return 0
+
+
+def remove(name: str) -> int:
+    """Remove what install made. Raises UsageError."""
+    from runner.engines import environments
+
+    say(f"{name} is removed" if environments.remove(name) else f"{name} was not installed by llmrun; nothing to remove")
+    return 0
+
+
+def check(name: str) -> int:
+    """Try an engine for real; 1 if it cannot be used. Raises UsageError."""
+    from runner.engines import environments
+
+    status = environments.check(name)
+    _print("\n".join(_lines(status)))
+    return 0 if status.is_usable else EXIT_FAILURE
+
+
+def _lines(status: EngineStatus) -> list[str]:
+    mark = style("yes", "32", sys.stdout) if status.is_usable else style("no ", "33", sys.stdout)
+    lines = [f"{status.name:<10} {mark}  {status.detail}"]
+    return [*lines, f"{'':<16}{style('→ ' + status.command, '2', sys.stdout)}"] if status.command else lines
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
