@@ -14,58 +14,64 @@ from model_cards.tokenizer import Tokenizer
 _WINDOW = 6
 """Tokens before the new ones that a tokenizer without fixed pieces is shown for context."""
 
-_make_decoder = codecs.getincrementaldecoder("utf-8")
-
 
 class Detokenizer:
     """Incremental decoding; what `push` and `flush` return, joined, is the text of all ids.
 
-    With `prompt_ids` the ids continue that prompt: a SentencePiece token keeps its leading space, and a character that
-    the prompt left unfinished is finished. Without, the text is `tokenizer.decode(ids)` exactly.
+    With `prompt_ids` the ids continue that prompt: the first token keeps its leading space (after a prompt that is only
+    the begin-of-text token too, as llama.cpp has it), and a character that the prompt left unfinished is finished.
+    Without, the text is `tokenizer.decode(ids)` exactly.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, prompt_ids: Sequence[int] = (), skip_special: bool = True) -> None:
         """Costs the same for any length of prompt."""
-        self._tokenizer = tokenizer
-        self._pieces = _visible_pieces(tokenizer, skip_special)
-        decoder = _make_decoder("replace")
-        self._decode = decoder.decode
-        self._strips = tokenizer.strips_first_space and not self._has_text(prompt_ids)
+        self._texts = _texts_of(tokenizer, skip_special)
+        self._pieces = self._texts.pieces
+        self._strips = tokenizer.strips_first_space and not prompt_ids
+        self._pending = b""
         self._window: _Window | None = None
         if tokenizer.whole_decode is not None:
             self._window = _Window(tokenizer, prompt_ids, skip_special)
         elif prompt_ids:
-            self._decode(_unfinished(self._pieces, prompt_ids))
+            self._pending = _unfinished(self._pieces, prompt_ids)
+        self._is_between = self._settled()
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """Text that `ids` complete; never ends within a character."""
+        if len(ids) == 1:
+            return self.push_one(ids[0])
         if self._window is not None:
             return self._window.push(ids)
         pieces = self._pieces
-        text = self._decode(b"".join([pieces[index] for index in ids]))
-        return self._strip(text) if self._strips and text else text
+        return self._feed(b"".join([pieces[index] for index in ids]))
 
     def push_one(self, token_id: int) -> str:
-        """`push` of one id, the hot path of a stream."""
+        """`push` of one id, the hot path of a stream: nearly always one look-up."""
+        if self._is_between:
+            text = self._texts[token_id]
+            if text is not None:
+                return text
         if self._window is not None:
             return self._window.push((token_id,))
-        text = self._decode(self._pieces[token_id])
-        return self._strip(text) if self._strips and text else text
+        return self._feed(self._pieces[token_id])
 
     def flush(self) -> str:
         """The rest: U+FFFD for a character that was never finished. The stream is over."""
-        if self._window is not None:
-            return self._window.flush()
-        text = self._decode(b"", True)
-        return self._strip(text) if self._strips and text else text
+        return self._window.flush() if self._window is not None else self._feed(b"", is_last=True)
 
-    def _strip(self, text: str) -> str:
-        self._strips = False
-        return text.removeprefix(" ")
+    def _feed(self, data: bytes, is_last: bool = False) -> str:
+        data = self._pending + data
+        text, used = codecs.utf_8_decode(data, "replace", is_last)
+        self._pending = data[used:]
+        if self._strips and text:
+            text = text.removeprefix(" ")
+            self._strips = False
+        self._is_between = self._settled()
+        return text
 
-    def _has_text(self, ids: Sequence[int]) -> bool:
-        pieces = self._pieces
-        return any(pieces[index] for index in ids)
+    def _settled(self) -> bool:
+        """Whether the next token's text can be given out as it is: nothing is pending, nothing to strip."""
+        return self._window is None and not self._strips and not self._pending
 
 
 class _Pieces(dict[int, bytes]):
@@ -81,13 +87,30 @@ class _Pieces(dict[int, bytes]):
         return piece
 
 
-def _visible_pieces(tokenizer: Tokenizer, skip_special: bool) -> dict[int, bytes]:
-    """The tokenizer's own table, shared by all streams."""
-    table = tokenizer.piece_tables.get(skip_special)
-    if table is None:
+class _Texts(dict[int, str | None]):
+    """id -> text, None for a token that is not whole characters; filled at first use, shared by all streams."""
+
+    def __init__(self, pieces: _Pieces) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def __missing__(self, token_id: int) -> str | None:
+        text: str | None
+        try:
+            text = self.pieces[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
+
+
+def _texts_of(tokenizer: Tokenizer, skip_special: bool) -> _Texts:
+    texts = tokenizer.stream_tables.get(skip_special)
+    if texts is None:
         skipped = tokenizer.special_ids if skip_special else frozenset()
-        table = tokenizer.piece_tables[skip_special] = _Pieces(tokenizer, skipped)
-    return table
+        texts = tokenizer.stream_tables[skip_special] = _Texts(_Pieces(tokenizer, skipped))
+    assert isinstance(texts, _Texts)
+    return texts
 
 
 def _unfinished(pieces: dict[int, bytes], prompt_ids: Sequence[int]) -> bytes:

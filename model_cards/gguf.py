@@ -68,7 +68,6 @@ class GgufFile:
         """Parse `path`; call `open` instead, which finds the shards."""
         self.path = path
         self.shards = shards
-        self.file_size = sum(shard.stat().st_size for shard in shards)
         self._tensors: tuple[TensorInfo, ...] | None = None
         self._map = _map_file(path)
         try:
@@ -101,6 +100,11 @@ class GgufFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of all shards."""
+        return len(self._map) + sum(shard.stat().st_size for shard in self.shards[1:])
 
     # ---- what the file says -------------------------------------------------------------------------------------
 

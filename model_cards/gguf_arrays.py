@@ -48,9 +48,9 @@ class StringArray(Sequence[str]):
         raw = self.raw()
         if set(map(methodcaller("count", b" "), raw)) == {1}:
             # One split of everything is twice as fast as one of each.
-            halves = iter(b" ".join(raw).decode("utf-8", "surrogateescape").split(" "))
+            halves = iter(b" ".join(raw).decode("utf-8", "replace").split(" "))
             return list(zip(halves, halves, strict=True))
-        return [_halves(text.decode("utf-8", "surrogateescape")) for text in raw]
+        return [_halves(text.decode("utf-8", "replace")) for text in raw]
 
     def __len__(self) -> int:
         return self._count

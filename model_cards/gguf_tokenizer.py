@@ -95,7 +95,7 @@ class VocabDecoder:
 
     def __init__(self, vocab: GgufVocab) -> None:
         """Keeps `vocab`'s token list."""
-        self._tokens, self._types = vocab.tokens, vocab.types
+        self._tokens, self._types, self._invalid = vocab.tokens, vocab.types, vocab.invalid
         is_spaced = vocab.model in ("llama", "bert", "t5") or vocab.pre.is_raw
         self._normal = spaced_bytes if is_spaced else alphabet_bytes
         if vocab.model == "rwkv":
@@ -105,10 +105,12 @@ class VocabDecoder:
 
     def token_text(self, token_id: int) -> str:
         """See tokenizer.Decoder."""
-        return self._tokens[token_id].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return self._tokens[token_id]
 
     def token_bytes(self, token_id: int) -> bytes:
         """See tokenizer.Decoder. Unused tokens add nothing."""
+        if token_id in self._invalid:
+            return self._invalid[token_id]
         text, kind = self._tokens[token_id], self._types[token_id]
         if kind == NORMAL:
             return self._normal(text)
@@ -203,7 +205,7 @@ def _make_bpe_model(vocab: GgufVocab, merges: list[tuple[str, str]]) -> tokenize
     from tokenizers import Tokenizer, models
 
     options: dict[str, Any] = {"ignore_merges": vocab.pre.ignore_merges, "byte_fallback": vocab.pre.is_raw}
-    ids = _without_surrogates(vocab.ids)
+    ids = vocab.ids
     try:
         model = models.BPE(ids, merges, **options)
     except Exception as error:  # the library raises Exception itself for a merge whose parts or product are no tokens
@@ -270,14 +272,3 @@ def _json(model: tokenizers.Tokenizer, vocab: GgufVocab, decoder: dict[str, Any]
         for index in vocab.ids_of(CONTROL, USER_DEFINED, UNKNOWN)
     ]
     return json.dumps(whole, ensure_ascii=False)
-
-
-def _without_surrogates(ids: dict[str, int]) -> dict[str, int]:
-    """The library takes valid text only; tokens that are not UTF-8 never match text, so any unique name does."""
-    if "\udc80" <= max(map(max, filter(None, ids))) <= "\uffff" and any(not _is_valid(text) for text in ids):
-        return {text if _is_valid(text) else f"[INVALID_{index}]": index for text, index in ids.items()}
-    return ids
-
-
-def _is_valid(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)

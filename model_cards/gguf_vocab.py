@@ -81,6 +81,8 @@ class GgufVocab:
     types: list[int]
     special: dict[str, int]
     """"bos", "eos", "eot" ... -> id."""
+    invalid: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    """Bytes of the tokens that are not UTF-8; they match no text, and `tokens` has a made-up name for them."""
     end_ids: tuple[int, ...] = ()
     """Every id that ends a text, the eos first, then ascending."""
     add_bos: bool = False
@@ -107,12 +109,12 @@ class GgufVocab:
 def make_vocab(gguf: GgufFile) -> GgufVocab:
     """The vocabulary of `gguf`. Raises TokenizerError for what llama.cpp refuses, ModelFileError for wrong types."""
     model, pre_name, pre = _read_kind(gguf)
-    tokens = _read_tokens(gguf)
+    tokens, invalid = _read_tokens(gguf)
     ids = {text: index for index, text in enumerate(tokens)}
     if len(ids) != len(tokens):
         first = next(index for index, text in enumerate(tokens) if ids[text] != index)
         raise TokenizerError(f"{gguf.path}: token {tokens[first]!r} is there twice ({first} and {ids[tokens[first]]})")
-    vocab = GgufVocab(model, pre_name, pre, tokens, ids, read_types(gguf, len(tokens)), {})
+    vocab = GgufVocab(model, pre_name, pre, tokens, ids, read_types(gguf, len(tokens)), {}, invalid)
     _set_flags(vocab, gguf)
     _set_special(vocab, gguf)
     _set_end_ids(vocab)
@@ -141,14 +143,22 @@ def _read_kind(gguf: GgufFile) -> tuple[str, str, PreTokenizer]:
     return model, pre_name, PRE_TOKENIZERS[pre_name]
 
 
-def _read_tokens(gguf: GgufFile) -> list[str]:
+def _read_tokens(gguf: GgufFile) -> tuple[list[str], dict[int, bytes]]:
     array = gguf.get_strings("tokenizer.ggml.tokens")
     if array is None or not len(array):
         raise TokenizerError(f"{gguf.path} has no tokens (tokenizer.ggml.tokens)")
     tokens = array.decode()
     if "" in tokens:
         tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
-    return tokens
+    invalid: dict[int, bytes] = {}
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError:
+        for index, text in enumerate(tokens):
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                invalid[index] = text.encode("utf-8", "surrogateescape")
+                tokens[index] = f"[INVALID_{index}]"
+    return tokens, invalid
 
 
 def read_types(gguf: GgufFile, num_tokens: int) -> list[int]:

@@ -73,8 +73,8 @@ class Tokenizer:
         """None: a text is the bytes of its tokens, one after another."""
         self._make_json = make_json
         self._pieces: list[bytes | None] = [None] * vocab_size
-        self.piece_tables: dict[bool, dict[int, bytes]] = {}
-        """The detokenizer's: skip_special -> id -> bytes, shared by all streams."""
+        self.stream_tables: dict[bool, object] = {}
+        """The detokenizer's own, by skip_special; here because all streams share them."""
 
     @property
     def add_bos(self) -> bool:
