@@ -109,6 +109,7 @@ class Spawner:
                 process = self._spawn(theirs.fileno())
             except OSError as error:
                 ours.close()
+                self.tidy()
                 raise self._not_started(error) from error
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: waiter.link, sock=ours)
@@ -118,6 +119,7 @@ class Spawner:
             process.kill()
             waiter.link.close()
             await process.wait(_REAP_S)
+            self.tidy()  # the next start makes the same folder again
             raise
 
     async def _ready(self, waiter: _Waiter, process: ChildProcess) -> Connection:

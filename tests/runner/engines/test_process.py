@@ -9,42 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from model_cards.card import ModelCard
-from runner.engines.base import EngineOptions, EngineSpec
+from runner.engines.base import EngineSpec
 from runner.engines.process import ProcessEngine
-from runner.errors import EngineBusy, EngineDied, EngineFailed, EngineStartFailed, RequestError, UnsupportedField
+from runner.errors import EngineBusy, EngineDied, EngineFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, TokenDelta, TokenRequest
+from tests.runner.engines.conftest import ROOT, MakeEngine
 
-ROOT = Path(__file__).parents[3]
 BOUND_S = 10.0
-MakeEngine = Callable[..., ProcessEngine]
-
-
-@pytest.fixture
-async def make_engine() -> AsyncIterator[MakeEngine]:
-    """make_engine("Counter", extra={...}, options={...}, **ProcessEngine's) -> not started; closed at the end."""
-    engines: list[ProcessEngine] = []
-
-    def make(kind: str, extra: dict[str, Any] | None = None, **more: Any) -> ProcessEngine:
-        limits = {"start_timeout_s": 30.0, **more.pop("options", {})}
-        spec = EngineSpec(
-            name=kind.lower(), card=ModelCard(name="m", source="m"), options=EngineOptions(extra=extra or {}, **limits)
-        )
-        module = f"tests.runner.engines.fault_engines:{kind}"
-        engines.append(ProcessEngine(spec, module, env={"PYTHONPATH": str(ROOT)}, **more))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        await engine.close()
 
 
 def ask(max_tokens: int = 8, token: int = 1) -> TokenRequest:
@@ -313,68 +292,6 @@ async def test_garbage_in_the_log_is_harmless_and_in_the_socket_is_death(make_en
     await engine.start()
     with pytest.raises(EngineDied, match="no frame of ours"):
         await collect(engine, ask())
-
-
-# start
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason", "hint"),
-    [
-        ("Segfaults", "SIGSEGV", "segmentation fault"),
-        ("OutOfMemory", "cannot allocate 99 GB", "not enough memory"),
-        ("Refuses", "the model has wings", "clip them"),
-        ("NoSuchClass", "NoSuchClass", ""),
-    ],
-)
-async def test_a_failed_start_says_why(make_engine: MakeEngine, kind: str, reason: str, hint: str) -> None:
-    engine = make_engine(kind)
-    with pytest.raises(EngineStartFailed, match=reason) as caught:
-        await engine.start()
-    assert hint in caught.value.hint
-    assert caught.value.log_tail
-    await engine.close()
-
-
-async def test_the_last_words_of_a_crash_are_in_the_message(make_engine: MakeEngine) -> None:
-    with pytest.raises(EngineStartFailed, match="about to read address 0"):
-        await make_engine("Segfaults").start()
-
-
-async def test_a_child_that_is_never_ready_times_out(make_engine: MakeEngine) -> None:
-    engine = make_engine("NeverReady", options={"start_timeout_s": 1.0})
-    phases: list[tuple[str, float | None]] = []
-    engine.on_progress = lambda phase, share: phases.append((phase, share))
-    with pytest.raises(EngineStartFailed, match=r"not ready within 1 s \(it was: loading model\)"):
-        await engine.start()
-    assert phases == [("loading model", 0.25)]
-
-
-async def test_no_such_interpreter(make_engine: MakeEngine) -> None:
-    with pytest.raises(EngineStartFailed, match="cannot be started"):
-        await make_engine("Counter", python="/nonexistent/python").start()
-
-
-async def test_closing_or_cancelling_during_a_start(make_engine: MakeEngine) -> None:
-    engine = make_engine("NeverReady")
-    starting = asyncio.create_task(engine.start())
-    await asyncio.sleep(0.3)
-    with pytest.raises(EngineBusy, match="starting"):
-        await engine.health()
-    async with asyncio.timeout(BOUND_S):
-        await engine.close()
-        await engine.close()
-    with pytest.raises((asyncio.CancelledError, EngineDied)):
-        await starting
-    other = make_engine("NeverReady")
-    starting = asyncio.create_task(other.start())
-    await asyncio.sleep(0.3)
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
-    with pytest.raises(EngineDied):
-        await other.health()
-    assert not psutil.Process().children()
 
 
 async def test_close_frees_the_folder_and_ends_streams(make_engine: MakeEngine) -> None:
