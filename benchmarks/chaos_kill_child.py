@@ -13,6 +13,7 @@ from benchmarks.row import Row
 from benchmarks.servers import Server, llmrun, status, stop
 from benchmarks.settings import Settings, random_model
 from runner.bench.client import HttpTarget
+from runner.bench.load import run as run_loop
 from runner.bench.records import BenchRequest, Sample
 from runner.bench.workload import Prompts, Shape
 
@@ -24,7 +25,7 @@ def measure(settings: Settings) -> list[Row]:
     """Three rows."""
     limits = ["--context-length", "2048", "--max-running", str(STREAMS), "--threads", str(settings.threads)]
     with llmrun(settings, random_model(settings), *limits) as server:
-        killed_s, samples, health = asyncio.run(_kill(server))
+        killed_s, samples, health = run_loop(_kill(server))
         after = ask(server, [BenchRequest(prompt="hello", max_tokens=4)])[0]
         family = [server.process.pid, *processes.children(server.process.pid)]
         stop(server)

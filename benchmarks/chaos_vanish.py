@@ -13,6 +13,7 @@ from benchmarks.servers import Server, llmrun
 from benchmarks.settings import Settings, random_model
 from runner.bench.client import HttpTarget
 from runner.bench.load import closed_loop
+from runner.bench.load import run as run_loop
 from runner.bench.workload import Prompts, Shape
 
 CLIENTS, SLOTS = 200, 8
@@ -25,10 +26,10 @@ def measure(settings: Settings) -> list[Row]:
     limits = ["--context-length", "1024", "--max-running", str(SLOTS), "--threads", str(settings.threads)]
     with llmrun(settings, random_model(settings), *limits) as server:
         measure_load(server, SLOTS, 4 * SLOTS, Shape(input_len=64, output_len=16), seed=1)
-        asyncio.run(_vanish(server, seed=0, clients=CLIENTS // 4))
+        run_loop(_vanish(server, seed=0, clients=CLIENTS // 4))
         before = processes.rss_mb(server.process.pid)
-        asyncio.run(_vanish(server, seed=1, clients=CLIENTS))
-        free_s, errors = asyncio.run(_use_all_slots(server))
+        run_loop(_vanish(server, seed=1, clients=CLIENTS))
+        free_s, errors = run_loop(_use_all_slots(server))
         point = measure_load(server, SLOTS, 4 * SLOTS, Shape(input_len=64, output_len=16), seed=2)
         after = processes.rss_mb(server.process.pid)
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from benchmarks.servers import Server
 from runner.bench.client import HttpTarget
 from runner.bench.load import closed_loop
+from runner.bench.load import run as run_loop
 from runner.bench.records import BenchRequest, Point, Sample
 from runner.bench.summary import summarize
 from runner.bench.workload import Prompts, Shape
@@ -19,7 +19,7 @@ def measure(
     server: Server, concurrency: int, num_requests: int, shape: Shape, *, seed: int, endpoint: str = "chat"
 ) -> Point:
     """One closed-loop load of random prompts. Raises RuntimeError if any request failed."""
-    samples, cpu_s = asyncio.run(_closed(server, concurrency, num_requests, shape, seed, endpoint))
+    samples, cpu_s = run_loop(_closed(server, concurrency, num_requests, shape, seed, endpoint))
     point = summarize(f"{concurrency} at once", samples, cpu_s=cpu_s)
     if point.num_errors:
         raise RuntimeError(f"{server.name}: {point.num_errors} of {point.num_requests} failed: {point.errors}")
@@ -64,7 +64,7 @@ def ask(server: Server, requests: Sequence[BenchRequest], *, keep_text: bool = F
         finally:
             await target.close()
 
-    return asyncio.run(run())
+    return run_loop(run())
 
 
 def median(values: Sequence[float]) -> float:

@@ -22,6 +22,7 @@ from benchmarks.settings import Settings
 from model_cards import presets
 from runner.bench.client import HttpTarget
 from runner.bench.load import closed_loop
+from runner.bench.load import run as run_loop
 from runner.bench.records import BenchRequest
 
 SLOTS = 8
@@ -54,8 +55,8 @@ def measure(settings: Settings) -> list[Row]:
     """Four rows."""
     limits = ["--max-running", str(SLOTS), "--context-length", "2048", "--threads", str(settings.threads)]
     with llmrun(settings, "demo", *limits) as server:
-        tally = asyncio.run(_soak(server, settings.soak_s))
-        stuck_s, errors = asyncio.run(_use_all_slots(server))
+        tally = run_loop(_soak(server, settings.soak_s))
+        stuck_s, errors = run_loop(_use_all_slots(server))
     return [
         _wrong_row(tally, settings.soak_s),
         _slope_row("launcher", tally.launcher_mb),

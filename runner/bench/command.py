@@ -6,7 +6,6 @@ Owns the order of measuring: prepare, warm up, then every load, all of it `--rep
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ from runner.bench import arguments as bench_arguments
 from runner.bench import workload
 from runner.bench.client import HttpTarget
 from runner.bench.load import closed_loop, open_loop
+from runner.bench.load import run as run_loop
 from runner.bench.records import BenchRequest, Point, Sample, Target
 from runner.bench.report import as_json, as_text
 from runner.bench.summary import median_point, summarize
@@ -42,7 +42,7 @@ class Load(msgspec.Struct, frozen=True):
 def run(arguments: list[str]) -> int:
     """Measure and print; returns 0, or 1 if any request failed. Raises LlmrunError and CardError."""
     options, words, given = bench_arguments.parse(arguments)
-    points, about = asyncio.run(_measure(options, words, given))
+    points, about = run_loop(_measure(options, words, given))
     title = f"llmrun bench: {about['target']}, {about['requests']}"
     sys.stdout.write((as_json(points, about) if options.json else as_text(points, title)) + "\n")
     return 1 if any(point.num_errors for point in points) else 0

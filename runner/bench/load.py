@@ -1,18 +1,34 @@
 """Applying a load: closed loop (so many at once) or open loop (at given times), to any target.
 
-Owns when requests are sent. Knows neither what they say nor what becomes of the samples.
+Owns when requests are sent, and the event loop that sends them. Knows neither what they say nor what becomes of the
+samples.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 from runner.bench.records import BenchRequest, Sample, Target
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 """Called with the number of requests done."""
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on the cheapest event loop there is: measuring shares the machine with what is measured."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    try:
+        import uvloop
+    except ImportError:
+        pass
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(coroutine)
 
 
 def _ignore(_: int) -> None:
