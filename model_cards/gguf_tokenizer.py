@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,9 @@ def make_tokenizer(gguf: GgufFile) -> Tokenizer:
 class FragmentEncoder:
     """Cuts a text at special tokens and encodes what is between them."""
 
-    def __init__(self, vocab: GgufVocab, fragment: EncodeFragment) -> None:
-        """`fragment` encodes the text between special tokens."""
-        self._fragment = fragment
+    def __init__(self, vocab: GgufVocab, fragment: EncodeFragment, inline_ids: Collection[int] = ()) -> None:
+        """`fragment` encodes the text between special tokens; after `inline_ids` a text goes on, it does not begin."""
+        self._fragment, self._inline = fragment, frozenset(inline_ids)
         # User-defined tokens are always read; control tokens and the unknown token only where that is asked for.
         self._plain = self._make_splitter(vocab, USER_DEFINED)
         self._special = self._make_splitter(vocab, USER_DEFINED, CONTROL, UNKNOWN)
@@ -83,7 +83,7 @@ class FragmentEncoder:
         for fragment in splitter.split(text):
             if isinstance(fragment, int):
                 ids.append(fragment)
-                is_after_special = True
+                is_after_special = fragment not in self._inline
             else:
                 ids.extend(self._fragment(fragment, is_after_special))
                 is_after_special = False

@@ -180,7 +180,7 @@ def _make_tokenizer(
     ends = card.eos_token_ids if card is not None and card.eos_token_ids else (model.ids.get("eos"),)
     eos = [index for index in ends if index is not None]
     return Tokenizer(
-        encoder=FragmentEncoder(vocab, fragment),
+        encoder=FragmentEncoder(vocab, fragment, inline_ids=vocab.ids_of(USER_DEFINED)),
         decoder=VocabDecoder(vocab),
         vocab_size=len(vocab.tokens),
         special_ids=vocab.ids_of(CONTROL, UNKNOWN),
