@@ -33,6 +33,10 @@ _FAULTS = (
         r"Killed|cc1plus.*(killed|terminated)|virtual memory exhausted",
         "there was too little memory to compile; use --prebuilt",
     ),
+    (
+        r'CUDA_ARCHITECTURES|set to "native", but no',
+        "no NVIDIA GPU answers here, so its kind must be named: CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=90 (H100, H200)",
+    ),
     (r"Permission denied", "a file may not be written; check the owner of the folder named in the log"),
 )
 
@@ -102,7 +106,7 @@ def _failure(requirement: str, code: int, lines: list[str]) -> InstallFailed:
             hint = advice.format(python=sys.executable)
             break
     errors = [line for line in lines if re.match(r"\s*(ERROR|error|CMake Error)\b|.*: (fatal )?error:", line)]
-    reason = errors[0].strip() if errors else f"pip ended with code {code}"
+    reason = errors[0].split(" (from versions")[0].strip() if errors else f"pip ended with code {code}"
     return InstallFailed(
         f"{requirement} could not be installed: {reason}", hint=hint, log_tail="\n".join(lines[-_LOG_LINES:])
     )

@@ -174,6 +174,8 @@ def _progress(headline: str, say: Callable[[str], None]) -> Callable[[str], None
         nonlocal last
         match = _STEP.search(line)
         if match is None:
+            if re.match(r"\s*Downloading .*\.tar\.gz", line):
+                say(f"downloading the source: {line.split()[-2].strip('(')} {line.split()[-1].strip(')')}")
             return
         step, steps = int(match.group(1)), int(match.group(2))
         tenth = step * _REPORTS // max(1, steps)
