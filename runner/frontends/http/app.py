@@ -79,7 +79,10 @@ async def _wrapper(request: web.Request, handler: Handler) -> web.StreamResponse
         response = state.cors.preflight(request) or await _answer(request, handler, state)
         status = record.error_status or response.status
         return response
-    except (asyncio.CancelledError, ConnectionError):
+    except ConnectionError:
+        is_gone = True
+        return web.Response(status=_CLIENT_GONE)  # to nobody; raised, aiohttp would log it as a fault of ours
+    except asyncio.CancelledError:
         is_gone = True
         raise
     finally:
@@ -102,9 +105,9 @@ async def _answer(request: web.Request, handler: Handler, state: State) -> web.S
             raise
         errors.uncancel()
         response = errors.response_of(ShuttingDown("the server is shutting down"))
-    except ConnectionError:
-        raise
     except Exception as error:  # the request ends here, whatever it is
+        if errors.is_client_gone(error, request):
+            raise
         errors.note(record, error)
         return errors.response_of(error)
     record.error = record.error or f"HTTP {response.status}"

@@ -113,10 +113,8 @@ async def _stream(request: web.Request, job: Job, record: Record) -> web.StreamR
             raise
         errors.uncancel()
         return await _end_with(ShuttingDown("the server is shutting down"), events, record)
-    except ConnectionError:
-        raise
     except Exception as error:
-        if not events.is_open:
+        if not events.is_open or errors.is_client_gone(error, request):
             raise
         return await _end_with(error, events, record)
     finally:

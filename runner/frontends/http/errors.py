@@ -126,6 +126,11 @@ def note(record: Record, error: BaseException) -> None:
         logger.error("request %s failed", record.request_id, exc_info=error)
 
 
+def is_client_gone(error: BaseException, request: web.Request) -> bool:
+    """Whether an error only says that nobody reads the answer any more."""
+    return isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing())
+
+
 def uncancel() -> None:
     """The current task goes on after a CancelledError that was ours (asyncio.Task.uncancel)."""
     task = asyncio.current_task()

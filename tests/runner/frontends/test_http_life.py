@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+import socket
+import struct
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -64,7 +66,7 @@ async def test_a_client_that_leaves_frees_its_slot(script: Any, stream: bool, pr
         assert 'dynamo_frontend_inflight_requests{model="toy"} 0' in text
 
 
-async def test_two_hundred_vanishing_clients_leave_nothing_behind() -> None:
+async def test_two_hundred_vanishing_clients_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(7)
 
     async def vanish(server: RunningServer) -> None:
@@ -87,6 +89,39 @@ async def test_two_hundred_vanishing_clients_leave_nothing_behind() -> None:
         text = (await server.get("/metrics"))[1]
         assert 'dynamo_frontend_inflight_requests{model="toy"} 0' in text
         assert 'dynamo_frontend_queued_requests{model="toy"} 0' in text
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+async def test_writing_to_a_client_that_is_gone_is_no_fault(num_before: int, caplog: pytest.LogCaptureFixture) -> None:
+    """It resets its connection between two deltas: the writes that follow come before the loop can know."""
+    client = socket.socket()
+
+    async def cut(service: ScriptedService, request: ChatRequest) -> AsyncGenerator[TextDelta, None]:
+        for number in range(num_before + 5):
+            if number == num_before:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+            yield TextDelta(text="a", token_ids=[1])
+
+    async with running(ScriptedService(script=cut)) as server:
+        client.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        client.sendall(raw_request(STREAM))
+        async with asyncio.timeout(5):
+            while not server.log:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await server.until_idle()
+        assert server.log[-1]["status"] == 499
+    assert not caplog.records
+
+
+async def test_a_connection_error_of_the_engine_is_not_the_clients() -> None:
+    async def fail(service: ScriptedService, request: ChatRequest) -> AsyncGenerator[TextDelta, None]:
+        raise ConnectionResetError("the engine's own")
+        yield TextDelta()
+
+    async with running(ScriptedService(script=fail)) as server:
+        assert (await server.post(CHATS, CHAT))[0] == 500
 
 
 async def test_a_slow_reader_holds_the_stream_back() -> None:
