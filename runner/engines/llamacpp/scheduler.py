@@ -68,12 +68,13 @@ class Scheduler:
         """The next step: at most `batch_size` tokens (`budget` prompt tokens), all of one adapter, cells provided."""
         self._admit()
         while self.running:
-            group = self._next_group()
+            group, preempted_before = self._next_group(), self.num_preemptions
             decodes = self._decodes(group)
             work = decodes + self._prefills(group, decodes, budget)
             if work:
                 return work
-            self._preempt_youngest()
+            if self.num_preemptions == preempted_before:  # else the group itself may have gone: look again
+                self._preempt_youngest()
         return []
 
     def _next_group(self) -> list[Sequence]:
