@@ -109,7 +109,11 @@ def _run(ctx: typer.Context, words: list[str] | None, **given: Any) -> None:
     asked = {key: _without_equals(value) for key, value in given.items() if value not in (None, [], ())}
     if asked.get("verbose") == 0:
         del asked["verbose"]
-    raise typer.Exit(run_words(words or [], asked, ctx.obj or ()))
+    try:
+        code = run_words(words or [], asked, ctx.obj or ())
+    except BrokenPipeError:  # typer would make it 1
+        code = _abandon_stdout()
+    raise typer.Exit(code)
 
 
 def _without_equals(value: Any) -> Any:
@@ -301,10 +305,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our stdout is gone; Python must not complain of it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE_EXIT
+    except SystemExit as ended:  # typer's way of ending at a broken pipe
+        return ended.code if isinstance(ended.code, int) else EXIT_FAILURE
     except _CLICK_ERROR as error:
         return report(_usage_error(error))
     except LlmrunError as error:
@@ -314,6 +316,12 @@ def main(arguments: list[str] | None = None) -> int:
             return report(error, verbose=verbose)
         report(error, verbose=verbose)
         return EXIT_FAILURE
+
+
+def _abandon_stdout() -> int:
+    """Whoever read our stdout is gone; Python must not complain of it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _BROKEN_PIPE_EXIT
 
 
 def _is_card_error(error: BaseException) -> bool:

@@ -62,6 +62,9 @@ def _write_log_tail(error: EngineStartFailed, verbose: int) -> None:
 def _message(error: BaseException) -> str:
     if isinstance(error, LlmrunError | CardError):
         return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
     return f"{type(error).__name__}: {error} (this is a bug of llmrun; -vv shows where)"
 
 

@@ -174,7 +174,7 @@ OTHER_VARIABLES: dict[str, str] = {
     "LLMRUN_NOHISTORY": "1: in=text keeps no history file",
     "LLMRUN_TOKEN_ECHO_DELAY_MS": "pause of the echo engines between tokens",
 }
-"""Variables that belong to no flag. A prefix ending in `_` allows a family."""
+"""Variables that belong to no flag, and what they are for."""
 
 NEVER_IN_FILE = ("config",)
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")

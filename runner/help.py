@@ -10,7 +10,7 @@ import sys
 import textwrap
 
 from runner.console import colours
-from runner.flags import FLAGS, PANELS, Flag
+from runner.flags import FLAGS, OTHER_VARIABLES, PANELS, Flag
 
 INTRO = "Run any language model on any engine behind any frontend."
 USAGE = "llmrun [in=FRONTEND] [out=ENGINE] [MODEL] [PROMPT] [flags] [-- ARGUMENTS]"
@@ -78,6 +78,8 @@ def full_help() -> str:
         page.heading(panel)
         page.rows([(_spelling(flag), _about(flag)) for flag in FLAGS if flag.panel == panel])
     page.rows([("--help -h", "This text"), ("--version", "Version"), ("--install-completion", "Tab completion")])
+    page.heading("Other variables")
+    page.rows(tuple(OTHER_VARIABLES.items()))
     page.heading("Notes")
     for note in NOTES:
         page.paragraph(note)

@@ -96,8 +96,9 @@ async def _start(service: ChatService, plan: Plan) -> Frontend:
         await asyncio.gather(starting, return_exceptions=True)
         raise
     if plan.options.verbose:
-        about = f"context {info.context_length:,}, {info.max_running} at once"
-        say(f"{info.name} {info.version}: {about} {info.details or ''}".rstrip())
+        about = [f"context {info.context_length:,}", f"{info.max_running} at once"]
+        about += [f"{name} {value}" for name, value in info.details.items()]
+        say(f"{info.name} {info.version}: {', '.join(about)}")
     return frontend
 
 

@@ -19,7 +19,7 @@ from runner.console import colours, report, say, style, warn
 from runner.errors import ContextOverflow, EngineDied, LlmrunError
 from runner.frontends.base import FrontendSpec
 from runner.frontends.text_commands import Action, SlashCommands, View, unescape
-from runner.frontends.text_input import LineEditor, LineReader, LineSource
+from runner.frontends.text_input import PROMPT, LineEditor, LineReader, LineSource
 from runner.frontends.text_render import DIM, MarkdownStream, printable
 from runner.frontends.text_session import ChatSession
 from runner.openai_requests import NO_DEFAULTS, request_defaults
@@ -51,6 +51,8 @@ class TextFrontend:
         lines = self._line_source(session, commands)
         self._greet(session)
         first, self._first = self._first, None
+        if first and self._terminal:
+            _write(f"{PROMPT}{first}\n")
         while (line := first or await lines.read()) is not None:
             first = None
             message = unescape(line)

@@ -203,3 +203,26 @@ def test_what_was_chosen_is_said_in_one_line() -> None:
 def test_bench_gets_the_words_after_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--no-such-flag"]) == 2
     assert "bench: no such flag: --no-such-flag" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [("in=text",), ("in=stdin",)])
+def test_a_full_disk_is_said_without_a_traceback(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", *words, "out=echo_full"],
+            input="hello\n", stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("in=text",), ("in=stdin",)])
+def test_a_reader_that_goes_away_ends_it_quietly(words: tuple[str, ...]) -> None:
+    command = f"yes hello | head -500 | {sys.executable} -m runner {' '.join(words)} out=echo_full | head -c 1"
+    environment = {**os.environ, "LLMRUN_TOKEN_ECHO_DELAY_MS": "0"}
+    done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[2]}}"], capture_output=True, text=True,
+                          timeout=60, env=environment, check=False)  # fmt: skip
+    assert done.stdout == "h141\n", done.stderr
+    assert "Traceback" not in done.stderr and "error" not in done.stderr

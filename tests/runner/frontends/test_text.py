@@ -244,3 +244,22 @@ def test_over_a_pipe_every_line_is_a_message_and_a_failure_is_told_by_the_exit_c
     assert "temperature: got 9999" in done.stderr
     assert "the engine broke on purpose" in done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_under_the_launcher_a_signal_at_the_prompt_ends_it_and_restores_the_terminal(
+    number: signal.Signals, code: int
+) -> None:
+    opened = Terminal([sys.executable, "-m", "runner", "in=text", "out=echo_full", "hello"])
+    try:
+        opened.expect(">>> hello\n")
+        opened.expect("hello\n")
+        opened.expect(">>> ")
+        is_raw = not termios.tcgetattr(opened.fd)[3] & termios.ICANON
+        assert is_raw
+        opened.process.send_signal(number)
+        assert opened.wait() == code
+        assert "Traceback" not in opened.output
+        assert opened.output.rstrip().endswith("\x1b[?2004l") or "\x1b[?2004l" in opened.output[-200:]
+    finally:
+        opened.close()
