@@ -130,6 +130,28 @@ class ChatTemplate:
         self._dialects: dict[str, Dialect] = {}
         _compile(source)
 
+    def render_fitted(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_args: Any,
+    ) -> str:
+        """The prompt for OpenAI messages as clients send them; `messages` is not changed.
+
+        As `render`, but where transformers would fail or write Python's text of a list, the messages are fitted to what this template
+        reads (message_fit.py): text parts become a string, tool-call arguments stay a string, null content is empty.
+        Raises TemplateError: the template refused, failed, or used too much time or memory.
+        """
+        source = self._choose(tools, documents)
+        fitted = fit_messages(messages, lambda: self._dialect(source))
+        return self._render(
+            source, fitted, tools, documents, add_generation_prompt, continue_final_message, template_args
+        )
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -140,29 +162,10 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **template_args: Any,
     ) -> str:
-        """The prompt for OpenAI messages; `messages` is not changed.
+        """Exactly what transformers renders (tool-call arguments parsed), its errors included.
 
-        Where transformers would fail or write Python's text of a list, the messages are fitted to what this template
-        reads (message_fit.py): text parts become a string, tool-call arguments stay a string, null content is empty.
         Raises TemplateError: the template refused, failed, or used too much time or memory.
         """
-        source = self._choose(tools, documents)
-        fitted = fit_messages(messages, lambda: self._dialect(source))
-        return self._render(
-            source, fitted, tools, documents, add_generation_prompt, continue_final_message, template_args
-        )
-
-    def render_exact(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        documents: list[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **template_args: Any,
-    ) -> str:
-        """As `render`, but only what transformers does (tool-call arguments parsed), its errors included."""
         source = self._choose(tools, documents)
         parsed = [parse_arguments(message) for message in messages]
         return self._render(

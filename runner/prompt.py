@@ -78,7 +78,7 @@ class PromptBuilder:
                                    field="chat_template_kwargs")  # fmt: skip
         try:
             template = self._override(request.chat_template) if request.chat_template is not None else self._template
-            return template.render(
+            return template.render_fitted(
                 request.messages,
                 tools=request.tools,
                 documents=request.documents,

@@ -22,13 +22,13 @@ CHATML = (
 
 
 def render(source: str, messages: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
-    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(messages or USER, **kwargs)
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render_fitted(messages or USER, **kwargs)
 
 
 def exact_or_none(template: ChatTemplate, case: dict[str, Any]) -> str | None:
     arguments = {key: case[key] for key in ("tools", "add_generation_prompt") if key in case}
     try:
-        return template.render_exact(case["messages"], **arguments, **case.get("kwargs", {}))
+        return template.render(case["messages"], **arguments, **case.get("kwargs", {}))
     except TemplateError:
         return None
 
@@ -61,7 +61,7 @@ class TestReference:
                 wanted = cases[case].get("text") if case in cases else None
                 if wanted is not None:
                     body = golden["cases"][case]
-                    text = template.render(
+                    text = template.render_fitted(
                         body["messages"],
                         tools=body.get("tools"),
                         add_generation_prompt=body["add_generation_prompt"],
@@ -80,7 +80,7 @@ class TestReference:
             tokens = {name: case[name] for name in ("bos_token", "eos_token") if name in case}
             template = ChatTemplate(case["template_str"], {**tokens, "additional_special_tokens": []})
             try:
-                text = template.render(body["conversation"])
+                text = template.render_fitted(body["conversation"])
             except TemplateError as error:
                 text = str(error)
             (equal if text == wanted else other).append(case["name"])
@@ -150,7 +150,7 @@ class TestContinue:
 
     def test_nothing_to_continue(self) -> None:
         with pytest.raises(TemplateError, match="no text to continue"):
-            ChatTemplate(CHATML).render_exact([{"role": "user", "content": []}], continue_final_message=True)
+            ChatTemplate(CHATML).render([{"role": "user", "content": []}], continue_final_message=True)
 
 
 class TestFit:
@@ -198,22 +198,22 @@ class TestNamed:
     def test_the_request_chooses(self) -> None:
         template = ChatTemplate("d", named={"tool_use": "t", "rag": "r"})
         tools, documents = [{"type": "function"}], [{"title": "x", "text": "y"}]
-        assert template.render(USER) == "d"
-        assert template.render(USER, tools=tools) == "t"
-        assert template.render(USER, documents=documents) == "r"
-        assert template.render(USER, tools=[]) == "d"
+        assert template.render_fitted(USER) == "d"
+        assert template.render_fitted(USER, tools=tools) == "t"
+        assert template.render_fitted(USER, documents=documents) == "r"
+        assert template.render_fitted(USER, tools=[]) == "d"
 
     def test_load(self) -> None:
         card = ModelCard(name="m", source="m", chat_template="{{ bos_token }}", special_tokens={"bos_token": "B"})
         assert load_template(ModelCard(name="m", source="m")) is None
         for template, text in ((load_template(card), "B"), (load_template(card, "o{{ bos_token }}"), "oB")):
-            assert template is not None and template.render(USER) == text
+            assert template is not None and template.render_fitted(USER) == text
 
     def test_fallbacks(self) -> None:
         card = ModelCard(name="m", source="m")
-        assert fallback_template(card).render(USER) == "User: hi\nAssistant:"
+        assert fallback_template(card).render_fitted(USER) == "User: hi\nAssistant:"
         chatml = fallback_template(card, lambda text: text == "<|im_start|>")
-        assert chatml.render(USER) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+        assert chatml.render_fitted(USER) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
     def test_read(self, tmp_path: Path) -> None:
         (tmp_path / "t.jinja").write_text("{{ 1 }}\n")
@@ -328,7 +328,7 @@ def test_rendering_from_many_threads() -> None:
 
     def work(number: int) -> None:
         for _ in range(50):
-            if template.render([{"role": "user", "content": str(number)}]) != f"<user>{number}</><a>":
+            if template.render_fitted([{"role": "user", "content": str(number)}]) != f"<user>{number}</><a>":
                 failures.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
