@@ -131,9 +131,7 @@ async def _send_events(job: Job, chunks: ChunkWriter, events: EventStream, recor
             data = chunks.chunk(delta)
             if not events.is_open:
                 await events.open(data)
-            elif data:
-                events.write(data)
-            if events.is_behind:
+            elif data and events.write(data):
                 await events.drain()
 
 

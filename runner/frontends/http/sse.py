@@ -44,6 +44,7 @@ class EventStream:
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = False
+        self.is_waiting = False
         self.num_writes = 0
 
     def open_later(self) -> None:
@@ -74,22 +75,25 @@ class EventStream:
         self.is_open = True
         self._pinger.add(self)
 
-    def write(self, data: bytes) -> None:
-        """Hand bytes to the transport now. Raises ConnectionResetError when the client is gone."""
+    def write(self, data: bytes) -> bool:
+        """Hand bytes to the transport now; returns whether to `drain` before the next write, as the client is slow.
+
+        Raises ConnectionResetError when the client is gone.
+        """
         transport = self._transport
         if transport.is_closing():
             raise ConnectionResetError("the client is gone")
         self.num_writes += 1
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the client reads slower than we write: `drain` before the next write."""
         return self._protocol.writing_paused
 
     async def drain(self) -> None:
         """Wait until the client has read enough."""
-        await self._writer.drain()
+        self.is_waiting = True
+        try:
+            await self._writer.drain()
+        finally:
+            self.is_waiting = False
 
     async def close(self, data: bytes) -> web.StreamResponse:
         """Write the last events and end the response."""
@@ -132,7 +136,7 @@ class Pinger:
 
     def _round(self) -> None:
         for stream, seen in self._seen.items():
-            if stream.num_writes == seen and not stream.is_behind:
+            if stream.num_writes == seen and not stream.is_waiting:
                 with contextlib.suppress(ConnectionResetError):  # its own task is being cancelled
                     stream.write(PING)
             self._seen[stream] = stream.num_writes
