@@ -419,7 +419,7 @@ async def test_logprobs_have_text_and_bytes(start: Start) -> None:
     assert [entry.bytes for entry in deltas[1].logprobs] == [[byte] for byte in smile]
 
 
-@pytest.mark.parametrize("merged", [1, 2, 100])
+@pytest.mark.parametrize("merged", [1, 2, 3, 4, 100])
 async def test_logprobs_stay_with_their_tokens_when_text_is_held_back(start: Start, merged: int) -> None:
     ids = list(b"a ENT b END c")
     pieces = [scored(ids[at : at + merged]) for at in range(0, len(ids), merged)]

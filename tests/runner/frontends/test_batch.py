@@ -241,7 +241,7 @@ async def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
         await task
     assert stuck.num_open == 0
     with partial.open("ab") as file:
-        file.write(b'{"text": "30", "respon')
+        file.write(b'{"text": "30", "respon' + b"s" * 100_000)
     service = TextService(shout)
     assert await run(source, service, resume=True) == 0
     assert [record["response"] for record in read(tmp_path / "q.output.jsonl")] == [str(n) for n in range(50)]
