@@ -25,6 +25,8 @@ from runner.types import GuidedDecoding
 
 CAPABILITIES = tuple(f"guided.{name}" for name in GuidedDecoding.__struct_fields__)
 _FIELD = "guided"
+_JSON: Any = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}"}
+"""As llama.cpp bounds it: a weak model that may write blanks without end does so until max_tokens."""
 _CACHED_GRAMMARS = 32
 
 
@@ -98,7 +100,7 @@ def grammar_text(guided: GuidedDecoding) -> tuple[str, str]:
     name = chosen[0]
     value = getattr(guided, name)
     if name == "json_object":
-        return name, LLMatcher.grammar_from_json_schema({"type": "object"})
+        return name, LLMatcher.grammar_from_json_schema({"type": "object"}, defaults=_JSON)
     if name == "json_schema":
         return name, _from_schema(value)
     if name == "regex":
@@ -112,7 +114,7 @@ def _from_schema(schema: dict[str, Any] | bool) -> str:
     if schema is False:
         raise RequestError("guided.json_schema: the schema `false` allows no answer", field=_FIELD)
     try:
-        return LLMatcher.grammar_from_json_schema({} if schema is True else schema)
+        return LLMatcher.grammar_from_json_schema({} if schema is True else schema, defaults=_JSON)
     except ValueError as problem:
         raise RequestError(f"guided.json_schema: {_first_line(str(problem))}", field=_FIELD) from None
 

@@ -25,7 +25,7 @@ from runner.engines.llamacpp.library import Library, require_library
 from runner.engines.llamacpp.lora import Adapters, parse_adapters
 from runner.engines.llamacpp.memory import KvPlan, bytes_per_value, free_host_bytes, plan_kv
 from runner.engines.llamacpp.model import Model
-from runner.engines.llamacpp.offload import choose_gpu_layers
+from runner.engines.llamacpp.offload import choose_gpu_layers, count_layers
 from runner.engines.llamacpp.probe import extra_bufts_work
 from runner.engines.llamacpp.sampler import Sampler
 from runner.engines.llamacpp.scheduler import Scheduler
@@ -78,7 +78,9 @@ class LlamaCppEngine:
             use_extra_bufts = extra_bufts_work(self._library.path)
         self._free_before = free_host_bytes()
         self._devices = self._library.devices()
-        self._offload = choose_gpu_layers(self._options.gpu_layers, path, self._devices, self._options.base_gpu_id)
+        self._offload = choose_gpu_layers(
+            self._options.gpu_layers, path, self._devices, num_layers=lambda: count_layers(path)
+        )
         self.progress("loading the model", 0.0)
         model = Model(
             self._library,

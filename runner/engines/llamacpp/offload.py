@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from model_cards.gguf import GgufFile
 from runner.engines.llamacpp.library import Device
 
 ALL_LAYERS = -1
@@ -31,7 +32,7 @@ class Offload(NamedTuple):
 
 
 def choose_gpu_layers(
-    asked: int | None, path: str, devices: Sequence[Device], main_gpu: int, num_layers: int | None = None
+    asked: int | None, path: str, devices: Sequence[Device], *, num_layers: Callable[[], int]
 ) -> Offload:
     """All layers when they fit into the free memory of all devices, else as many as fit, else none."""
     if asked is not None:
@@ -43,7 +44,13 @@ def choose_gpu_layers(
     if weights * _ROOM <= free:
         return Offload(ALL_LAYERS, is_full=True)
     share = max(0.0, free / (weights * _ROOM))
-    return Offload(int((num_layers or 0) * share), is_full=False)
+    return Offload(int(num_layers() * share), is_full=False)
+
+
+def count_layers(path: str) -> int:
+    """As the GGUF file says; 0 when it does not."""
+    with GgufFile.open(path) as file:
+        return int(file.get(f"{file.architecture}.block_count", int, 0))
 
 
 def weight_bytes(path: Path) -> int:

@@ -128,6 +128,8 @@ def test_choice_regex_and_json_object(guide: Guide) -> None:
     assert not accepts(guide, "2024-05-1", regex=r"\d{4}-\d{2}-\d{2}")
     assert accepts(guide, '{"a": [1, null, "é"]}', json_object=True)
     assert not accepts(guide, "[1]", json_object=True)
+    assert accepts(guide, '{\n  "a": 1\n}', json_object=True)
+    assert not accepts(guide, '{\n\n\n"a": 1}', json_object=True)  # blanks are bounded
 
 
 def test_a_complete_answer_is_known(guide: Guide) -> None:

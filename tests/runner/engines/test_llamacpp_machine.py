@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.models import make_random_llama_gguf
 from runner import paths
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.llamacpp import cpus, library, memory, offload, settings
@@ -131,14 +132,19 @@ def test_layers_go_to_the_gpu_as_far_as_they_fit(tmp_path: Path) -> None:
     with model.open("wb") as file:
         file.truncate(10 * GIB)  # sparse
     path = str(model)
-    assert offload.choose_gpu_layers(None, path, [], 0) == (0, False)
-    assert offload.choose_gpu_layers(None, path, [gpu(20 * GIB)], 0) == (-1, True)
-    assert offload.choose_gpu_layers(None, path, [gpu(6 * GIB), gpu(7 * GIB)], 0) == (-1, True)
-    part = offload.choose_gpu_layers(None, path, [gpu(6 * GIB)], 0, num_layers=32)
+    assert offload.choose_gpu_layers(None, path, [], num_layers=int) == (0, False)
+    assert offload.choose_gpu_layers(None, path, [gpu(20 * GIB)], num_layers=int) == (-1, True)
+    assert offload.choose_gpu_layers(None, path, [gpu(6 * GIB), gpu(7 * GIB)], num_layers=int) == (-1, True)
+    part = offload.choose_gpu_layers(None, path, [gpu(6 * GIB)], num_layers=lambda: 32)
     assert 10 < part.gpu_layers < 20
     assert not part.is_full
-    assert offload.choose_gpu_layers(5, path, [gpu(20 * GIB)], 0) == (5, False)
-    assert offload.choose_gpu_layers(-1, path, [gpu(1)], 0) == (-1, True)
+    assert offload.choose_gpu_layers(5, path, [gpu(20 * GIB)], num_layers=int) == (5, False)
+    assert offload.choose_gpu_layers(-1, path, [gpu(1)], num_layers=int) == (-1, True)
+
+
+def test_layers_are_counted_in_the_file(tmp_path: Path) -> None:
+    path = make_random_llama_gguf(tmp_path / "m.gguf", dim=32, layers=3, ffn=32, vocab=300, heads=1, dtype="f32")
+    assert offload.count_layers(str(path)) == 3
 
 
 def test_a_split_models_parts_count_together(tmp_path: Path) -> None:
