@@ -11,6 +11,9 @@ from collections.abc import Collection
 
 from model_cards.errors import TokenizerError
 
+_MAX_BYTES = 8 << 20
+"""NFKC with case folding has 0.25 million."""
+
 
 class Charsmap:
     """Replaces prefixes of a text by the table's strings."""
@@ -19,6 +22,8 @@ class Charsmap:
         """`kept`: texts that pass unchanged. Raises TokenizerError where `blob` contradicts itself."""
         self._trie: tuple[int, ...] = ()
         self._replacements = b""
+        if len(blob) > _MAX_BYTES:
+            raise TokenizerError(f"the precompiled charsmap has {len(blob)} bytes; at most {_MAX_BYTES} are read")
         if blob:
             size = struct.unpack_from("<I", blob)[0] if len(blob) > 4 else len(blob)
             if size + 4 >= len(blob) or size % 4:

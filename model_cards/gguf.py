@@ -23,7 +23,7 @@ from model_cards.gguf_types import ARRAY, FILE_TYPES, SCALAR_FORMATS, SCALAR_SIZ
 MAX_KEYS = 65_536
 MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 16 << 20
-MAX_ARRAY_BYTES = 256 << 20
+MAX_ARRAY_BYTES = 64 << 20
 MAX_STRINGS = 8_000_000
 """Strings in all arrays of one file; the largest vocabularies have 0.3 million tokens and 0.6 million merges."""
 MAX_TENSORS = 1_000_000

@@ -179,6 +179,7 @@ def _make_bpe(vocab: GgufVocab, gguf: GgufFile) -> tuple[EncodeFragment, Callabl
         return ids
 
     if not vocab.pre.is_raw:
+        vocab.ids = {}  # the library has its own copy; ten megabytes at 128,000 tokens
         return encode, lambda: bpe_json(model, vocab)
     keeps_newlines = vocab.pre_name != "sarvam-moe"
 
@@ -234,7 +235,7 @@ def read_scores(gguf: GgufFile, num_tokens: int) -> list[float]:
         return [0.0] * num_tokens
     if len(array) < num_tokens:
         raise TokenizerError(f"{gguf.path}: {len(array)} scores for {num_tokens} tokens")
-    return [float(score) for score in array.values()]
+    return [float(score) for score in array.values()[:num_tokens]]
 
 
 def bpe_json(model: tokenizers.Tokenizer, vocab: GgufVocab) -> str:

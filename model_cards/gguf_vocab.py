@@ -8,7 +8,9 @@ not encode: gguf_tokenizer.py does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import operator
+import re
+from collections.abc import Iterable, Sequence
 
 from model_cards.errors import TokenizerError
 from model_cards.gguf import GgufFile
@@ -65,6 +67,9 @@ _TEXTS_OF: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Special ids that a file need not name, found by the token's text."""
 
+_MAX_SQUARED_LENGTHS = 200_000_000
+"""Vocabularies of 256,000 tokens have about 20 million."""
+
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
@@ -78,7 +83,8 @@ class GgufVocab:
     tokens: list[str]
     """Text of each token as stored: GPT-2's byte alphabet, U+2581 for spaces or escapes, by `model`."""
     ids: dict[str, int]
-    types: list[int]
+    types: bytearray
+    """NORMAL, CONTROL ... of each token; 0 for a type that does not exist."""
     special: dict[str, int]
     """"bos", "eos", "eot" ... -> id."""
     invalid: dict[int, bytes] = dataclasses.field(default_factory=dict)
@@ -102,8 +108,7 @@ class GgufVocab:
 
     def ids_of(self, *types: int) -> list[int]:
         """Ids of all tokens of `types`, ascending."""
-        wanted = set(types)
-        return [index for index, kind in enumerate(self.types) if kind in wanted]
+        return [match.start() for match in re.finditer(b"[" + re.escape(bytes(types)) + b"]", self.types)]
 
 
 def make_vocab(gguf: GgufFile) -> GgufVocab:
@@ -148,6 +153,7 @@ def _read_tokens(gguf: GgufFile) -> tuple[list[str], dict[int, bytes]]:
     if array is None or not len(array):
         raise TokenizerError(f"{gguf.path} has no tokens (tokenizer.ggml.tokens)")
     tokens = array.decode()
+    check_lengths(tokens, str(gguf.path))
     if "" in tokens:
         tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
     invalid: dict[int, bytes] = {}
@@ -161,14 +167,31 @@ def _read_tokens(gguf: GgufFile) -> tuple[list[str], dict[int, bytes]]:
     return tokens, invalid
 
 
-def read_types(gguf: GgufFile, num_tokens: int) -> list[int]:
+def check_lengths(tokens: list[str], name: str) -> None:
+    """Raises TokenizerError where cutting each token everywhere, as encoders do, would take unbounded time."""
+    lengths = list(map(len, tokens))
+    if sum(map(operator.mul, lengths, lengths)) > _MAX_SQUARED_LENGTHS:
+        longest = max(range(len(tokens)), key=lengths.__getitem__)
+        raise TokenizerError(
+            f"{name}: tokens are too long to be a vocabulary's; token {longest} has {lengths[longest]} characters"
+        )
+
+
+def read_types(gguf: GgufFile, num_tokens: int) -> bytearray:
     """Token types as the file has them, before `make_vocab` corrects them."""
     array = gguf.get_numbers("tokenizer.ggml.token_type")
     if array is None:
-        return [NORMAL] * num_tokens
+        return bytearray([NORMAL]) * num_tokens
     if len(array) < num_tokens:
         raise TokenizerError(f"{gguf.path}: {len(array)} token types for {num_tokens} tokens")
-    return list(array.values()[:num_tokens])
+    return pack_types(array.values()[:num_tokens])
+
+
+def pack_types(types: Sequence[int]) -> bytearray:
+    """`types` as bytes, 0 for those that do not exist."""
+    if min(types, default=0) < 0 or max(types, default=0) > BYTE:
+        types = [kind if 0 < kind <= BYTE else 0 for kind in types]
+    return bytearray(list(types))
 
 
 def _set_flags(vocab: GgufVocab, gguf: GgufFile) -> None:

@@ -17,7 +17,7 @@ from model_cards.card import ModelCard
 from model_cards.charsmap import Charsmap
 from model_cards.errors import ModelFileError, ModelNotFound, TokenizerError
 from model_cards.gguf_tokenizer import EncodeFragment, FragmentEncoder, VocabDecoder, spm_json
-from model_cards.gguf_vocab import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, GgufVocab
+from model_cards.gguf_vocab import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, GgufVocab, check_lengths, pack_types
 from model_cards.pretokenizers import PRE_TOKENIZERS
 from model_cards.spm_encoder import SPACE, SpmEncoder
 from model_cards.tokenizer import Tokenizer
@@ -64,6 +64,7 @@ def load(path: Path, card: ModelCard | None = None) -> Tokenizer:
         raise ModelFileError(f"{path} is not a SentencePiece model, or is cut off: {error}") from error
     if not model.pieces:
         raise ModelFileError(f"{path} is not a SentencePiece model: it has no pieces")
+    check_lengths(model.pieces, str(path))
     return _make_tokenizer(model, read_added_tokens(path.parent), card, str(path))
 
 
@@ -210,9 +211,8 @@ def _make_vocab(model: SentencePieceModel, added: dict[int, tuple[str, bool]]) -
         types.append(CONTROL if is_special else USER_DEFINED)
     ids = {text: index for index, text in reversed(list(enumerate(tokens)))}
     prefix = model.add_dummy_prefix
-    return GgufVocab(
-        "llama", "default", PRE_TOKENIZERS["default"], tokens, ids, types, model.ids, add_space_prefix=prefix
-    )
+    pre, packed = PRE_TOKENIZERS["default"], pack_types(types)
+    return GgufVocab("llama", "default", pre, tokens, ids, packed, model.ids, add_space_prefix=prefix)
 
 
 def vocab_scores(model: SentencePieceModel, vocab: GgufVocab) -> list[float]:

@@ -40,19 +40,12 @@ class SpmEncoder:
         self._ids = dict(ids) if mergeable is None else {text: i for text, i in ids.items() if i in mergeable}
         self._scores = scores
         self._bytes = [ids.get(f"<0x{byte:02X}>", ids.get(chr(byte), unknown_id)) for byte in range(256)]
-        self.merges = merges_by_score(self._ids, scores)
-        self._doubtful = _doubtful_pattern(self.merges, self._ids, scores)
-        self._model = self._make_model(ids, unknown_id)
+        merges = merges_by_score(self._ids, scores)
+        self._doubtful = _doubtful_pattern(merges, self._ids, scores)
+        self._model = _make_model(ids, merges, unknown_id)
         # Where no token reaches over the end of a word, words can be encoded one by one.
         self._has_words = not any(_WORD_END.search(text) for text in self._ids)
         self._cache: dict[str, list[int]] = {}
-
-    def _make_model(self, ids: Mapping[str, int], unknown_id: int) -> tokenizers.Tokenizer:
-        from tokenizers import Tokenizer, models
-
-        unknown = next((text for text, index in ids.items() if index == unknown_id), None)
-        has_bytes = "<0x00>" in ids
-        return Tokenizer(models.BPE(dict(ids), self.merges, unk_token=unknown, fuse_unk=False, byte_fallback=has_bytes))
 
     @property
     def model(self) -> tokenizers.Tokenizer:
@@ -119,6 +112,14 @@ class SpmEncoder:
     def _ids_of(self, symbol: str) -> list[int]:
         token = self._ids.get(symbol)
         return [self._bytes[byte] for byte in symbol.encode("utf-8", "replace")] if token is None else [token]
+
+
+def _make_model(ids: Mapping[str, int], merges: list[Merge], unknown_id: int) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, models
+
+    unknown = next((text for text, index in ids.items() if index == unknown_id), None)
+    has_bytes = "<0x00>" in ids
+    return Tokenizer(models.BPE(dict(ids), merges, unk_token=unknown, fuse_unk=False, byte_fallback=has_bytes))
 
 
 def merges_by_score(ids: Mapping[str, int], scores: Sequence[float]) -> list[Merge]:

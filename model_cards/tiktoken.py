@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from model_cards.card import ModelCard
 from model_cards.errors import ModelFileError, ModelNotFound, TokenizerError
 from model_cards.gguf_tokenizer import FragmentEncoder, VocabDecoder, bpe_json
-from model_cards.gguf_vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, GgufVocab
+from model_cards.gguf_vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, GgufVocab, check_lengths
 from model_cards.pretokenizers import PRE_TOKENIZERS, PreTokenizer, cased_words
 from model_cards.sentencepiece import read_added_tokens
 from model_cards.spm_encoder import merges_by_score
@@ -152,6 +152,7 @@ def _make_tokenizer(
 ) -> Tokenizer:
     pre = pre._replace(ignore_merges=True)
     texts = {"".join(map(CHAR_OF_BYTE.__getitem__, token)): rank for token, rank in ranks.items()}
+    check_lengths(list(texts), "the ranks file")
     vocab = _make_vocab(texts, pre, added)
     library = _make_library(texts, pre, is_nfc)
 
@@ -176,7 +177,7 @@ def _make_tokenizer(
 
 def _make_vocab(texts: dict[str, int], pre: PreTokenizer, added: dict[int, tuple[str, bool]]) -> GgufVocab:
     size = max([*texts.values(), *added]) + 1
-    tokens, types = [f"[UNUSED_{n}]" for n in range(size)], [UNUSED] * size
+    tokens, types = [f"[UNUSED_{n}]" for n in range(size)], bytearray([UNUSED]) * size
     for text, rank in texts.items():
         tokens[rank], types[rank] = text, NORMAL
     for index, (text, is_special) in added.items():

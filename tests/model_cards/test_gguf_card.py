@@ -59,6 +59,7 @@ def test_harmony_end_of_part_is_no_end(tmp_path: Path) -> None:
         ({"tokenizer__ggml__model": "no_vocab"}, "has no tokenizer"),
         ({"tokenizer__ggml__model": "hybriddna"}, "'hybriddna' is not supported"),
         ({"tokenizer__ggml__tokens": ["a", "b", "a"]}, "'a' is there twice"),
+        ({"tokenizer__ggml__tokens": ["a" * 20_000]}, "token 0 has 20000 characters"),
         ({"tokenizer__ggml__token_type": [1, 1]}, "2 token types for"),
     ],
 )
