@@ -8,6 +8,7 @@ must be quick, so every command imports what it needs when it runs.
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -298,6 +299,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; nothing escapes as a traceback unless -vv asks for it."""
     given = sys.argv[1:] if arguments is None else arguments
     before, tail = split_tail(given)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows ?, and the answer goes on.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     verbose = sum(word.count("v") for word in before if word in ("-v", "-vv")) + before.count("--verbose")
     verbose = verbose or {"1": 1, "2": 2}.get(os.environ.get("LLMRUN_VERBOSE", ""), 0)
     try:

@@ -43,12 +43,15 @@ class TextFrontend:
         self._terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._view = View(markdown=not options.plain and colours(sys.stdout), stats=options.verbose > 0)
         self._num_failed = 0
+        self._printing: asyncio.Task[str | None] | None = None
 
     async def run(self, catalog: Catalog) -> int:
         """Until /bye or the end of input. 1 if input was a pipe and an answer failed, else 0."""
         session = ChatSession(catalog.get(str(self._defaults.fields.get("model", ""))), self._defaults)
         commands = SlashCommands(session, catalog, self._view, _tell)
         lines = self._line_source(session, commands)
+        if self._terminal:
+            self._take_interrupts()
         self._greet(session)
         first, self._first = self._first, None
         if first and self._terminal:
@@ -64,6 +67,16 @@ class TextFrontend:
             elif action is Action.REGENERATE:
                 await self._show(session, session.regenerate())
         return 1 if self._num_failed and not self._terminal else 0
+
+    def _take_interrupts(self) -> None:
+        """From here on SIGINT stops the answer, if one is being shown; else (Ctrl-C is a key then) it ends the run."""
+        run = asyncio.current_task()
+        assert run is not None
+
+        def interrupt() -> None:
+            (self._printing or run).cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
 
     def _line_source(self, session: ChatSession, commands: SlashCommands) -> LineSource:
         if not self._terminal:
@@ -92,10 +105,7 @@ class TextFrontend:
 
     async def _interruptible(self, answer: AsyncGenerator[TextDelta, None]) -> tuple[bool, str | None]:
         """Print until the end or a SIGINT: (was it stopped, finish reason)."""
-        loop = asyncio.get_running_loop()
-        printing = asyncio.create_task(self._print(answer))
-        if self._terminal:
-            loop.add_signal_handler(signal.SIGINT, printing.cancel)
+        printing = self._printing = asyncio.create_task(self._print(answer))
         try:
             return False, await printing
         except asyncio.CancelledError:
@@ -106,8 +116,7 @@ class TextFrontend:
                 raise
             return True, None
         finally:
-            if self._terminal:
-                loop.remove_signal_handler(signal.SIGINT)
+            self._printing = None
 
     async def _print(self, answer: AsyncGenerator[TextDelta, None]) -> str | None:
         printer: _Printer = MarkdownStream(_write) if self._view.markdown else PlainPrinter(self._terminal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from runner.console import warn
+from runner.errors import UsageError
 from runner.paths import state_dir
 
 PROMPT, CONTINUATION, BLOCK = ">>> ", "... ", '"""'
@@ -71,17 +73,22 @@ class LineReader:
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = sys.stdin if stream is None else stream
-        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        if isinstance(self._stream, io.TextIOWrapper):
+            # In the C locale Python would let any byte through as half a character.
+            self._stream.reconfigure(encoding="utf-8", errors="strict")
+        self._lines: asyncio.Queue[str | UsageError | None] = asyncio.Queue()
         self._thread: threading.Thread | None = None
 
     async def read(self) -> str | None:
-        """As LineSource; a block goes to its closing mark or the end of input."""
+        """As LineSource; a block goes to its closing mark or the end of input. UsageError for what is no text."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._pump, args=(asyncio.get_running_loop(),), daemon=True)
             self._thread.start()
         text = ""
         while True:
             line = await self._lines.get()
+            if isinstance(line, UsageError):
+                raise line
             if line is None:
                 self._lines.put_nowait(None)
                 return strip_block(text) if text.strip() else None
@@ -90,11 +97,16 @@ class LineReader:
                 return strip_block(text.rstrip("\n"))
 
     def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(RuntimeError, ValueError, OSError):  # the loop or the stream may be closed by now
-            for line in self._stream:
-                loop.call_soon_threadsafe(self._lines.put_nowait, line)
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._lines.put_nowait, None)
+        last: UsageError | None = None
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            try:
+                for line in self._stream:
+                    loop.call_soon_threadsafe(self._lines.put_nowait, line)
+            except UnicodeDecodeError as error:
+                last = UsageError(f"stdin is not UTF-8: {error.reason}; convert it first (iconv -t utf-8)")
+            except OSError as error:
+                last = UsageError(f"stdin cannot be read: {error.strerror or error}")
+            loop.call_soon_threadsafe(self._lines.put_nowait, last)
 
 
 class _CommandCompleter(Completer):

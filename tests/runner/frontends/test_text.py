@@ -263,3 +263,20 @@ def test_under_the_launcher_a_signal_at_the_prompt_ends_it_and_restores_the_term
         assert opened.output.rstrip().endswith("\x1b[?2004l") or "\x1b[?2004l" in opened.output[-200:]
     finally:
         opened.close()
+
+
+def test_what_is_no_utf8_is_an_error_and_what_came_before_is_answered() -> None:
+    command = [sys.executable, "-m", "runner", "in=text", "out=echo_full"]
+    done = subprocess.run(command, input=b"one\n\xff\xfe\ntwo\n", capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert b"stdin is not UTF-8" in done.stderr
+    assert b"two" not in done.stdout
+
+
+def test_a_terminal_that_cannot_show_a_character_does_not_end_the_answer() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LLMRUN_TOKEN_ECHO_DELAY_MS": "0"}
+    command = [sys.executable, "-m", "runner", "in=text", "out=echo_full", "caf\u00e9 end"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, env=environment, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"caf? end\n"), done.stderr
