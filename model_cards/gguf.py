@@ -1,6 +1,6 @@
 """GgufFile: header and metadata of a GGUF file, memory-mapped; arrays are decoded on demand.
 
-Owns the file format: bounds, limits, split files. Does not know what the keys mean (gguf_card.py, gguf_vocab.py) and
+Owns the file format: bounds and limits. Does not know what the keys mean (gguf_card.py, gguf_vocab.py) and
 never reads a tensor's data. Every defect of a file is a ModelFileError, found in bounded time and memory.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from model_cards.errors import ModelFileError, ModelNotFound
 from model_cards.gguf_arrays import NumberArray, StringArray
+from model_cards.gguf_shards import find_shards
 from model_cards.gguf_types import ARRAY, FILE_TYPES, SCALAR_FORMATS, SCALAR_SIZES, STRING, TENSOR_TYPES, TensorType
 
 MAX_KEYS = 65_536
@@ -34,7 +34,6 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _ARRAY_HEAD = struct.Struct("<IQ")
 _SCALARS = {kind: struct.Struct("<" + fmt) for kind, fmt in SCALAR_FORMATS.items()}
-_SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 T = TypeVar("T", str, int, float, bool)
 
@@ -359,27 +358,6 @@ class GgufFile:
         self._fail(
             f"it ends within its header, after {len(self._map)} bytes: it is cut off or corrupt; download it again"
         )
-
-
-def find_shards(path: Path) -> tuple[Path, tuple[Path, ...]]:
-    """First shard and all shards of the model that `path` belongs to; (path, (path,)) where it is not split.
-
-    Raises ModelFileError naming the shards that are missing.
-    """
-    match = _SHARD_NAME.match(path.name)
-    if match is None or int(match["count"]) < 2:
-        return path, (path,)
-    count = int(match["count"])
-    if not 1 <= int(match["number"]) <= count:
-        raise ModelFileError(f"{path}: shard number {int(match['number'])} is not within 1 to {count}")
-    if not path.exists():
-        raise ModelNotFound(f"{path}: no such file")
-    shards = tuple(path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1))
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        names = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-        raise ModelFileError(f"{path}: {len(missing)} of {count} shards are missing in {path.parent}: {names}")
-    return shards[0], shards
 
 
 def _map_file(path: Path) -> mmap.mmap:
