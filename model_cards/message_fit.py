@@ -37,14 +37,17 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """Tool-call arguments may be an object (False: the JSON string)."""
     reads_null_content: bool
     """An assistant's content may be null."""
+    reads_developer: bool = True
+    """Gives the role `developer` a meaning of its own (False: it is told as `system`)."""
 
 
-def find_dialect(render: Probe) -> Dialect:
+def find_dialect(render: Probe, source: str) -> Dialect:
     """Probe a template. A template that fails at every probe is given what transformers gives."""
     return Dialect(
         reads_parts=_reads_parts(render),
         reads_argument_objects=_reads_argument_objects(render),
         reads_null_content=_reads_null_content(render),
+        reads_developer="developer" in source,  # else it would only be written as an unknown role's name
     )
 
 
@@ -103,11 +106,14 @@ def fit_messages(messages: list[Message], dialect: Callable[[], Dialect]) -> lis
 
 
 def _needs_fit(message: Message) -> bool:
-    return not isinstance(message.get("content"), str) or bool(message.get("tool_calls"))
+    is_plain = isinstance(message.get("content"), str) and message.get("role") != "developer"
+    return not is_plain or bool(message.get("tool_calls"))
 
 
 def _fit(message: Message, dialect: Dialect) -> Message:
     fitted = dict(message)
+    if message.get("role") == "developer" and not dialect.reads_developer:
+        fitted["role"] = "system"
     content = message.get("content")
     if content is None:
         fitted["content"] = None if dialect.reads_null_content else ""

@@ -182,7 +182,8 @@ class ChatTemplate:
     def _dialect(self, source: str) -> Dialect:
         if source not in self._dialects:
             self._dialects[source] = find_dialect(
-                lambda messages, tools: _compile(source).render(self._variables(messages, tools, None, True, {}))
+                lambda messages, tools: _compile(source).render(self._variables(messages, tools, None, True, {})),
+                source,
             )
         return self._dialects[source]
 

@@ -337,3 +337,12 @@ def test_rendering_from_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+class TestDeveloperRole:
+    def test_is_told_as_system_where_the_template_does_not_know_it(self) -> None:
+        assert render(CHATML, [{"role": "developer", "content": "x"}, *USER]) == "<system>x</><user>hi</><a>"
+
+    def test_is_kept_where_the_template_knows_it(self) -> None:
+        source = "{% for m in messages %}{% if m.role == 'developer' %}D{{ m.content }}{% endif %}{% endfor %}"
+        assert render(source, [{"role": "developer", "content": "x"}, *USER]) == "Dx"
