@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from model_cards.errors import ModelFileError, ModelNotFound
 from model_cards.gguf_arrays import NumberArray, StringArray
-from model_cards.gguf_shards import find_shards
+from model_cards.gguf_shards import find_shards as find_shards
 from model_cards.gguf_types import ARRAY, FILE_TYPES, SCALAR_FORMATS, SCALAR_SIZES, STRING, TENSOR_TYPES, TensorType
 
 MAX_KEYS = 65_536
