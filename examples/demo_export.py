@@ -170,6 +170,8 @@ def write_hf(network: DemoNetwork, tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: parameter.detach().bfloat16() for name, parameter in network.named_parameters()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors makes files that only their owner may read.
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     special = {"bos_token": END_OF_TEXT, "eos_token": IM_END, "pad_token": END_OF_TEXT}

@@ -30,10 +30,7 @@ Message = dict[str, str]
 Pair = tuple[str, str]
 """A question and its one answer."""
 
-UNKNOWN_ANSWER = (
-    "I am a tiny demo model and I do not know that. "
-    "Ask me about capitals, sums, counting, spelling, colours, opposites, days or JSON."
-)
+UNKNOWN_ANSWER = "I do not know that: I am a tiny demo model. Ask me what I can do."
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are llmrun, a tiny demo model.",
@@ -90,15 +87,15 @@ def _sum_form(rng: random.Random, a: int, b: int, word: str, sign: str) -> str:
 
 
 def plus(rng: random.Random) -> Pair:
-    """Sums up to 20 + 20."""
-    a, b = rng.randrange(21), rng.randrange(21)
+    """Sums up to 15 + 15."""
+    a, b = rng.randrange(16), rng.randrange(16)
     question = f"Add {a} and {b}." if rng.random() < 0.1 else _sum_form(rng, a, b, "plus", "+")
     return question, f"{a} plus {b} is {a + b}."
 
 
 def minus(rng: random.Random) -> Pair:
-    """Differences that are not negative, from up to 20."""
-    a = rng.randrange(21)
+    """Differences that are not negative, from up to 15."""
+    a = rng.randrange(16)
     b = rng.randrange(a + 1)
     return _sum_form(rng, a, b, "minus", "-"), f"{a} minus {b} is {a - b}."
 
@@ -111,11 +108,11 @@ def times(rng: random.Random) -> Pair:
 
 
 def count(rng: random.Random) -> Pair:
-    """Counting up (mostly short) or down."""
+    """Counting up to 20, now and then to 30, 50 or 100, or down from 10."""
     if rng.random() < 0.2:
-        n = rng.randrange(3, 21)
+        n = rng.randrange(3, 11)
         return f"Count down from {n}.", ", ".join(map(str, range(n, 0, -1))) + "."
-    n = rng.randrange(3, 31) if rng.random() < 0.85 else rng.randrange(31, 101)
+    n = rng.randrange(3, 21) if rng.random() < 0.93 else rng.choice((30, 50, 100))
     forms = ("Count to {}.", "Count from 1 to {}.", "Can you count to {}?", "Please count up to {}.")
     return rng.choice(forms).format(n), ", ".join(map(str, range(1, n + 1))) + "."
 
@@ -134,8 +131,8 @@ def letters(rng: random.Random) -> Pair:
 
 
 def repeat(rng: random.Random) -> Pair:
-    """Copying two to six words."""
-    text = " ".join(rng.sample(WORDS, rng.randrange(1, 7)))
+    """Copying one to four words."""
+    text = " ".join(rng.sample(WORDS, rng.randrange(1, 5)))
     forms = ("Repeat: {}", "Repeat after me: {}", "Say: {}", "Copy this: {}")
     return rng.choice(forms).format(text), text
 
@@ -211,10 +208,10 @@ TASKS: tuple[tuple[Task, float, bool], ...] = (
     (plus, 13, True),
     (minus, 8, True),
     (times, 6, True),
-    (count, 5, True),
+    (count, 6, True),
     (spell, 7, False),
     (letters, 3, False),
-    (repeat, 5, False),
+    (repeat, 10, False),
     (make_json, 4, False),
     (colour, 3, True),
     (opposite, 4, True),
@@ -256,7 +253,7 @@ class DemoText:
             country = rng.choice(_COUNTRIES)
             return f"The capital of {country} is", f" {CAPITALS[country]}."
         if kind == 1:
-            a, b = rng.randrange(21), rng.randrange(21)
+            a, b = rng.randrange(16), rng.randrange(16)
             return f"{a} + {b} =", f" {a + b}"
         if kind == 2:
             cut = rng.randrange(3, 19)

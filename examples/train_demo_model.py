@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -121,28 +120,35 @@ def _loss(network: DemoNetwork, ids: torch.Tensor, targets: torch.Tensor) -> tor
     return F.cross_entropy(network.logits(network.hidden(ids)[keep]).float(), targets[keep])
 
 
-def _learning_rate(step: int, args: argparse.Namespace) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / args.steps))
-    return float(args.lr * warm * (0.005 + 0.995 * cosine))
+def _schedule(step: int, num_steps: int) -> float:
+    """Share of the full learning rate: a short warm-up, then a straight line to nearly nothing."""
+    return min(1.0, (step + 1) / 50, 0.004 + (num_steps - step) / (0.75 * num_steps))
+
+
+def _optimizers(network: DemoNetwork, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the layers' matrices, AdamW for embedding and norms."""
+    matrices = [p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in network.named_parameters() if p.ndim == 1 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.97)),
+    ]
 
 
 def train(network: DemoNetwork, examples: Examples, args: argparse.Namespace) -> None:
-    """AdamW with warm-up and a cosine; mutates `network`."""
-    decayed = [p for p in network.parameters() if p.ndim == 2]
-    plain = [p for p in network.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.97))
+    """Train for `args.steps` steps; mutates `network`."""
+    optimizers = _optimizers(network, args.lr)
     start, average = time.monotonic(), 0.0
     for step, (ids, targets) in zip(range(args.steps), examples.batches(args.batch_tokens, 2000), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, args)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not args.float32):
             loss = _loss(network, ids, targets)
-        optimizer.zero_grad()
+        network.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * _schedule(step, args.steps)
+            optimizer.step()
         average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
         if step % 100 == 0 or step == args.steps - 1:
             print(f"step {step:5d}  loss {average:.4f}  {time.monotonic() - start:5.0f} s", flush=True)
@@ -169,9 +175,9 @@ def check(network: DemoNetwork, tokenizer: Tokenizer, num_conversations: int, se
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch-tokens", type=int, default=3072)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", type=int, default=400, help="conversations to check with")
     parser.add_argument("--threads", type=int, default=2)
@@ -202,6 +208,7 @@ def main() -> None:
     args = _arguments()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
     shape = Shape()
     tokenizer = make_tokenizer(args.seed + 1, shape.vocab_size)
     network = DemoNetwork(shape)
