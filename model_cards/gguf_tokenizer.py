@@ -16,6 +16,7 @@ from model_cards.card import ModelCard
 from model_cards.errors import TokenizerError
 from model_cards.gguf import GgufFile
 from model_cards.gguf_vocab import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, GgufVocab, make_vocab, read_types
+from model_cards.library_encode import encode_ids
 from model_cards.pretokenizers import PreTokenizer
 from model_cards.special_splitter import SpecialSplitter
 from model_cards.spm_encoder import SPACE, SpmEncoder
@@ -175,8 +176,7 @@ def _make_bpe(vocab: GgufVocab, gguf: GgufFile) -> tuple[EncodeFragment, Callabl
     model = _make_bpe_model(vocab, _read_merges(gguf, vocab))
 
     def encode(text: str, _: bool) -> list[int]:
-        ids: list[int] = model.encode(text, add_special_tokens=False).ids
-        return ids
+        return encode_ids(model, text)
 
     if not vocab.pre.is_raw:
         vocab.ids = {}  # the library has its own copy; ten megabytes at 128,000 tokens
@@ -187,7 +187,7 @@ def _make_bpe(vocab: GgufVocab, gguf: GgufFile) -> tuple[EncodeFragment, Callabl
         ids: list[int] = []
         for piece in filter(None, _NEWLINES.split(text.replace(" ", SPACE))):
             token = vocab.ids.get(piece) if keeps_newlines and piece[0] == "\n" else None
-            ids.extend([token] if token is not None else model.encode(piece, add_special_tokens=False).ids)
+            ids.extend([token] if token is not None else encode_ids(model, piece))
         return ids
 
     return encode_raw, lambda: spm_json(model, vocab)

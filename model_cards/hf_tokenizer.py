@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_cards.card import ModelCard
 from model_cards.errors import ModelFileError, ModelNotFound, TokenizerError
+from model_cards.library_encode import encode_ids
 from model_cards.token_pieces import SPACE, alphabet_bytes, byte_token, raw_bytes, spaced_bytes
 from model_cards.tokenizer import Tokenizer, WholeDecode
 
@@ -63,18 +64,27 @@ def make_tokenizer(source: str, name: str, card: ModelCard | None = None) -> Tok
 
 
 class _LibraryEncoder:
-    """The library finds added tokens itself; a switch on the object, not an argument, says whether it should."""
+    """The library finds added tokens itself; a switch on the object, not an argument, says whether it should.
+
+    So there are two objects, the second one made when it is first asked for: threads must not flip a shared switch.
+    """
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
         self._library = library
+        self._plain: tokenizers.Tokenizer | None = None
         self._lock = threading.Lock()
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """See tokenizer.Encoder."""
+        return encode_ids(self._library if parse_special else self._plain_library(), text)
+
+    def _plain_library(self) -> tokenizers.Tokenizer:
         with self._lock:
-            self._library.encode_special_tokens = not parse_special
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids
+            if self._plain is None:
+                plain = type(self._library).from_str(self._library.to_str())
+                plain.encode_special_tokens = True
+                self._plain = plain
+            return self._plain
 
 
 class _LibraryDecoder:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from model_cards.library_encode import encode_ids
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -67,8 +69,7 @@ class SpmEncoder:
         return ids
 
     def _encode_fast(self, text: str) -> list[int]:
-        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
-        return ids
+        return encode_ids(self._model, text)
 
     def _is_doubtful(self, word: str) -> bool:
         return self._doubtful is not None and self._doubtful.search(word) is not None

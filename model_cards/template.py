@@ -143,7 +143,8 @@ class ChatTemplate:
         """The prompt for OpenAI messages as clients send them; `messages` is not changed.
 
         As `render`, but where transformers would fail or write Python's text of a list, the messages are fitted to
-        what this template reads (message_fit.py): text parts become a string, tool-call arguments stay a string, null content is empty.
+        what this template reads (message_fit.py): text parts become a string, tool-call arguments stay a string, null
+        content is empty.
         Raises TemplateError: the template refused, failed, or used too much time or memory.
         """
         source = self._choose(tools, documents)
