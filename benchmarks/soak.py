@@ -196,9 +196,10 @@ def slope_per_hour(points: list[tuple[float, float]]) -> float:
 
 
 def _wrong_row(tally: Tally, seconds: float) -> Row:
+    length = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
     done = ", ".join(f"{count:,} {name}" for name, count in sorted(tally.counts.items()))
     return Row(
-        what=f"{seconds / 60:.0f} minutes of mixed load: wrong answers",
+        what=f"{length} of mixed load: wrong answers",
         ours=f"{len(tally.wrong)} wrong ({done})",
         bar="0 wrong",
         is_met=not tally.wrong and tally.counts["chats"] > 0,
