@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from runner.engines import gbnf
-from runner.errors import EngineFailed, RequestError
+from runner.errors import EngineFailed, RequestError, UnsupportedField
 from runner.types import GuidedDecoding
 
 CAPABILITIES = tuple(f"guided.{name}" for name in GuidedDecoding.__struct_fields__)
@@ -30,15 +30,49 @@ _JSON: Any = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}"}
 _CACHED_GRAMMARS = 32
 
 
+class Vocabulary(Protocol):
+    """The part of model_cards.tokenizer.Tokenizer that is needed."""
+
+    special_ids: frozenset[int]
+
+    def all_token_bytes(self) -> list[bytes]:
+        """What each token adds to a text."""
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Text -> ids."""
+
+
+class _Tokens:
+    """The shape that llguidance's TokenizerWrapper asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int, eos_token_id: int) -> None:
+        self._vocabulary = vocabulary
+        self.eos_token_id = eos_token_id
+        known = vocabulary.all_token_bytes()[:vocab_size]
+        self.tokens = known + [b""] * (vocab_size - len(known))  # rows of logits are often padded
+        self.special_token_ids = sorted(token for token in vocabulary.special_ids if token < vocab_size)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):
+            raise TypeError("text only")  # llguidance tries bytes first, to see whether it may
+        return self._vocabulary.encode(text, parse_special=False)
+
+
 class Guide:
     """Makes matchers for one vocabulary; compiled grammars are kept, since clients repeat them."""
 
-    def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
-        """`tokenizer_json` is a `tokenizers` file's text. Raises RequestError when llguidance cannot use it."""
-        try:
-            self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
-        except ValueError as problem:
-            raise RequestError(f"guided decoding cannot use this model's tokenizer: {problem}", field=_FIELD) from None
+    def __init__(self, vocabulary: Vocabulary, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """`vocab_size` is the width of a row of logits. Raises UnsupportedField for a model without an end token.
+
+        From the bytes of all tokens and not from a tokenizer.json: exact for every kind of tokenizer, and faster
+        (128k tokens: 0.4 s instead of 1.2 s).
+        """
+        if not eos_token_ids:
+            raise UnsupportedField("guided decoding needs a model with an end token; its card names none", field=_FIELD)
+        wrapper = TokenizerWrapper(_Tokens(vocabulary, vocab_size, eos_token_ids[0]))
+        self._tokenizer = LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=list(eos_token_ids))
         self._vocab_size = vocab_size
         self._compiled: OrderedDict[bytes, Any] = OrderedDict()
 

@@ -21,6 +21,7 @@ from runner.engines.llamacpp.settings import CACHE_TYPES, Extra
 from runner.errors import EngineFailed, EngineStartFailed
 
 Floats = NDArray[np.float32]
+_MAX_VIEWS = 256
 
 
 class DecodeResult(enum.Enum):
@@ -49,6 +50,7 @@ class Context:
         self._c: Any = library.c
         self._vocab_size = model.vocab_size
         self._embedding_size = model.embedding_size
+        self._views: dict[tuple[int, int], Floats] = {}
         self.num_sequences = num_sequences
         batch_size = batch_size or max(extra.n_batch, num_sequences)
         params = self._params(extra, model, num_cells, num_sequences, threads, batch_size)
@@ -129,9 +131,14 @@ class Context:
         return self._view(first, self.batch.num_outputs, self._embedding_size)
 
     def _view(self, address: int, rows: int, columns: int) -> Floats:
-        memory: Any = (ctypes.c_float * (rows * columns)).from_address(address)
-        flat: Floats = np.frombuffer(memory, np.float32)
-        return flat.reshape(rows, columns)
+        """llama.cpp's buffers only grow and rarely move, so the same few views serve all steps."""
+        view = self._views.get((address, rows))
+        if view is None:
+            if len(self._views) > _MAX_VIEWS:
+                self._views.clear()
+            memory: Any = (ctypes.c_float * (rows * columns)).from_address(address)
+            view = self._views[address, rows] = np.frombuffer(memory, np.float32).reshape(rows, columns)
+        return view
 
     def synchronize(self) -> None:
         """Wait until the device has finished."""

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from model_cards.errors import CardError
 from model_cards.tokenizer import load_tokenizer
 from runner.engines.base import EngineSpec, StepOutput
 from runner.engines.guidance import CAPABILITIES as GUIDED
@@ -231,12 +232,15 @@ class LlamaCppEngine:
         if request.sampling.guided is None:
             return None
         if self._guide is None:
-            self._guide = Guide(
-                load_tokenizer(self._spec.card).to_json(),
-                vocab_size=self._model.vocab_size,
-                eos_token_ids=self._spec.card.eos_token_ids,
-            )
+            self._guide = self._make_guide()
         return self._guide.matcher(request.sampling.guided)
+
+    def _make_guide(self) -> Guide:
+        try:
+            tokenizer = load_tokenizer(self._spec.card)
+        except CardError as problem:
+            raise UnsupportedField(f"guided decoding needs this model's tokenizer: {problem}", field="guided") from None
+        return Guide(tokenizer, vocab_size=self._model.vocab_size, eos_token_ids=self._spec.card.eos_token_ids)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are fine."""

@@ -3,6 +3,10 @@
 Order, as vLLM's (its V1 sampler): guided mask, min_tokens, logit_bias, bad words, penalties (repetition over prompt and
 output, presence and frequency over the output), temperature, min_p, top_k, top_p, typical_p, one draw.
 Log-probabilities are of the raw logits, before all of that, as OpenAI's and vLLM's are.
+
+Why numpy and not llama.cpp's sampler chains, microseconds a row of 32,000 on one core (numpy / chain): greedy in a
+batch 1.5 / 40; top_k 40 + top_p 55 / 26; top_p alone 217 / 1371; the whole vocabulary 123 / 424; penalties and top_k
+55 / 112.
 """
 
 from __future__ import annotations
@@ -109,12 +113,12 @@ class Sampler:
         check_finite(best)
         params = self.params
         ids: Ids | None = None  # None is the whole vocabulary
-        logits = (row - np.float32(best)) / np.float32(params.temperature)
+        logits = row
+        if 0 < params.top_k < len(row):  # first, since it is cheap; it commutes with temperature and min_p
+            ids, logits = _pick(ids, logits, top_ids(row, params.top_k))
+        logits = (logits - np.float32(best)) / np.float32(params.temperature)
         if params.min_p > 0.0:
-            ids = np.flatnonzero(logits >= math.log(params.min_p))
-            logits = logits[ids]
-        if 0 < params.top_k < len(logits):
-            ids, logits = _pick(ids, logits, top_ids(logits, params.top_k))
+            ids, logits = _pick(ids, logits, np.flatnonzero(logits >= math.log(params.min_p)))
         if params.top_p < 1.0:
             ids, logits = _pick(ids, logits, nucleus(logits, params.top_p))
         if params.typical_p < 1.0:

@@ -8,27 +8,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from benchmarks.models import byte_alphabet
 from runner.engines import gbnf
 from runner.engines.guidance import Guide, Matcher
-from runner.errors import EngineFailed, RequestError
+from runner.errors import EngineFailed, RequestError, UnsupportedField
 from runner.types import GuidedDecoding
 
 EOS = 256
 VOCAB = 300
 
 
+class ByteVocabulary:
+    """One token for each byte, then the end token and another control token; the model's rows are wider."""
+
+    special_ids = frozenset({EOS, EOS + 1})
+
+    def all_token_bytes(self) -> list[bytes]:
+        return [*(bytes([byte]) for byte in range(256)), b"<end>", b"a"]
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    """One token for each byte, then the end token."""
-    vocab = {character: byte for byte, character in enumerate(byte_alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<end>"])
-    return Guide(tokenizer.to_str(), vocab_size=VOCAB, eos_token_ids=[EOS])
+    return Guide(ByteVocabulary(), vocab_size=VOCAB, eos_token_ids=[EOS])
 
 
 def allowed(matcher: Matcher) -> set[int]:
@@ -207,6 +211,11 @@ def test_gbnf_without_recursion_is_one_regex() -> None:
     assert gbnf.to_lark('root ::= "(" root ")" | "x"').count("\n") > 0
 
 
-def test_a_tokenizer_that_cannot_be_used_is_a_clear_error() -> None:
-    with pytest.raises(RequestError, match="tokenizer"):
-        Guide("{}", vocab_size=10, eos_token_ids=[0])
+def test_control_and_padding_tokens_never_come(guide: Guide) -> None:
+    inside = guide.matcher(GuidedDecoding(regex="[a-z<>]*"))
+    assert allowed(inside) == {*b"abcdefghijklmnopqrstuvwxyz<>", EOS}
+
+
+def test_a_model_without_an_end_token_is_refused() -> None:
+    with pytest.raises(UnsupportedField, match="end token"):
+        Guide(ByteVocabulary(), vocab_size=VOCAB, eos_token_ids=[])
