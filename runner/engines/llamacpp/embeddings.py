@@ -21,6 +21,8 @@ from runner.types import EmbedRequest, EmbedResult
 _POOLING = {"1": "mean", "2": "cls", "3": "last"}
 """llama_pooling_type; 0 is none given, 4 is ranking."""
 _CAUSAL_CHUNK = 512
+MAX_TOKENS = 8192
+"""Of one input, as OpenAI's: the embedding context has a KV cache of its own, beside the one that was planned for."""
 
 
 def pooling_of(model: Model) -> str | None:
@@ -38,7 +40,7 @@ class Embedder:
         self._library, self._model, self._extra, self._threads = library, model, extra, threads
         self._pooling = pooling
         self._context: Context | None = None
-        self.max_tokens = context_length
+        self.max_tokens = min(context_length, MAX_TOKENS)
 
     def embed(self, request: EmbedRequest) -> EmbedResult:
         """Blocking. Raises RequestError for an input that is empty or longer than the context; never truncates."""

@@ -189,6 +189,7 @@ class LlamaCppEngine:
                 "kv_cells": self._kv.num_cells,
                 "kv_type": f"{extra.cache_type_k}/{extra.cache_type_v}",
                 "library": str(self._library.path),
+                **({"embed_tokens": self._embedder.max_tokens} if self._embedder is not None else {}),
                 **({"note": self._kv.note} if self._kv.note else {}),
             },
         )
