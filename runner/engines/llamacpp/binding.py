@@ -227,10 +227,8 @@ def _signatures(context_params: type[ctypes.Structure]) -> dict[str, tuple[Any, 
         "llama_model_has_encoder": (c_bool, [pointer]),
         "llama_model_has_decoder": (c_bool, [pointer]),
         "llama_n_ctx": (c_uint32, [pointer]),
-        "llama_n_batch": (c_uint32, [pointer]),
         "llama_get_memory": (pointer, [pointer]),
         "llama_decode": (integer, [pointer, BatchStruct]),
-        "llama_encode": (integer, [pointer, BatchStruct]),
         "llama_synchronize": (None, [pointer]),
         "llama_get_logits": (pointer, [pointer]),
         "llama_get_embeddings_ith": (pointer, [pointer, integer]),
@@ -241,7 +239,6 @@ def _signatures(context_params: type[ctypes.Structure]) -> dict[str, tuple[Any, 
         "llama_memory_seq_pos_max": (integer, [pointer, integer]),
         "llama_adapter_lora_init": (pointer, [pointer, text]),
         "llama_set_adapters_lora": (integer, [pointer, pointer, c_size_t, pointer]),
-        "llama_supports_gpu_offload": (c_bool, []),
     }
 
 

@@ -115,12 +115,6 @@ class Context:
             raise EngineFailed(f"llama.cpp failed at a step (llama_decode returned {code})")
         return DecodeResult(code)
 
-    def encode(self) -> None:
-        """Compute the batch through an encoder-only model. Raises EngineFailed."""
-        code = self._c.llama_encode(self.pointer, self.batch.ready())
-        if code != 0:
-            raise EngineFailed(f"llama.cpp failed at an embedding (llama_encode returned {code})")
-
     def logits(self) -> Floats:
         """[outputs of the last batch, vocabulary], in batch order; a view until the next decode."""
         return self._view(self._c.llama_get_logits(self.pointer), self.batch.num_outputs, self._vocab_size)

@@ -11,8 +11,6 @@ from runner.engines.llamacpp.library import Library
 from runner.engines.llamacpp.settings import Extra
 from runner.errors import EngineStartFailed
 
-ALL_LAYERS = -1
-
 
 class Model:
     """Weights in memory, until `close`. Raises EngineStartFailed with llama.cpp's own last lines."""
