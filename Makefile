@@ -20,7 +20,16 @@ run: engine
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/llmrun; else $(BIN)/llmrun "What is the capital of South Africa?"; fi
 
 test: engine
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+
+test-slow: engine
+	@$(BIN)/python -m pytest -m slow
+
+test-browser: engine
+	@$(BIN)/python -m pytest -m browser
+
+test-gpu: engine
+	@$(BIN)/python -m pytest -m gpu
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
