@@ -1,42 +1,50 @@
 # The commands of this project. Everything is set up on a fresh machine by the command that needs it.
+# `make run PREBUILT=1` takes a ready-made llama.cpp instead of compiling one for this CPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PREBUILT ?=
 
-.PHONY: run test lint bench engine demo-model clean
+.PHONY: run test test-slow test-browser test-gpu lint bench engine demo-model clean
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "==> setting up $(VENV) (half a minute)"
+	@echo "==> setting up $(VENV) (half a minute)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo "==> adding the tools for tests and linters" >&2
+	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 engine: $(STAMP)
-	@$(BIN)/llmrun engines install llamacpp $(if $(PREBUILT),--prebuilt) --if-missing
+	@$(BIN)/llmrun engines install llamacpp $(if $(PREBUILT),--prebuilt) --if-missing >/dev/null
 
 run: engine
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/llmrun; else $(BIN)/llmrun "What is the capital of South Africa?"; fi
 
-test: engine
+test: engine $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
 
-test-slow: engine
+test-slow: engine $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m slow
 
-test-browser: engine
+test-browser: engine $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m browser
 
-test-gpu: engine
+test-gpu: engine $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m gpu
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: engine
+bench: engine $(DEV_STAMP)
 	@$(BIN)/python -m benchmarks
 
 # Train the bundled demo model again (minutes). Its tools live in an environment of their own.
