@@ -18,6 +18,7 @@ from runner.engines.llamacpp.binding import AbortCallback
 from runner.engines.llamacpp.library import Library
 from runner.engines.llamacpp.model import Model
 from runner.engines.llamacpp.settings import CACHE_TYPES, Extra
+from runner.engines.llamacpp.threads import ThreadGovernor
 from runner.errors import EngineFailed, EngineStartFailed
 
 Floats = NDArray[np.float32]
@@ -44,6 +45,7 @@ class Context:
         num_cells: int,
         num_sequences: int,
         threads: int,
+        are_threads_fixed: bool = False,
         for_embeddings: bool = False,
         batch_size: int | None = None,
     ) -> None:
@@ -70,7 +72,17 @@ class Context:
         self.batch = Batch(batch_size)
         self.num_cells: int = self._c.llama_n_ctx(self.pointer)
         self._memory: int | None = self._c.llama_get_memory(self.pointer)
+        self._threads = ThreadGovernor(threads, self._set_threads, is_fixed=are_threads_fixed)
+        self._threads_batch = extra.threads_batch
         self._install_abort_flag()
+
+    def _set_threads(self, threads: int) -> None:
+        self._c.llama_set_n_threads(self.pointer, threads, self._threads_batch or threads)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the next decode."""
+        return self._threads.threads
 
     def _params(
         self, extra: Extra, model: Model, num_cells: int, num_sequences: int, threads: int, batch_size: int
@@ -110,7 +122,9 @@ class Context:
 
     def decode(self) -> DecodeResult:
         """Compute the batch. Raises EngineFailed when llama.cpp refuses it, which is our bug or a broken device."""
+        self._threads.start_step()
         code = self._c.llama_decode(self.pointer, self.batch.ready())
+        self._threads.end_step()
         if code not in (0, 1, 2):
             raise EngineFailed(f"llama.cpp failed at a step (llama_decode returned {code})")
         return DecodeResult(code)

@@ -126,6 +126,7 @@ class LlamaCppEngine:
             num_cells=self._kv.num_cells,
             num_sequences=num_slots,
             threads=self._threads,
+            are_threads_fixed=self._options.threads is not None,
         )
         self._closers.append(self._context.close)
         self._warm_up()
@@ -283,6 +284,7 @@ class LlamaCppEngine:
             "prefix_cache_queries": self._scheduler.num_prompt_tokens,
             "prefix_cache_hits": self._scheduler.num_cached_tokens,
             "num_preemptions": self._scheduler.num_preemptions,
+            "num_threads": self._context.threads,
         }
 
     def close(self) -> None:
