@@ -4,6 +4,7 @@
     ├── UsageError              the command line, environment or config file is wrong               (exit code 2)
     ├── RequestError            this request is wrong; others are fine. `field` names the culprit
     │   ├── ContextOverflow     prompt + answer do not fit; carries the numbers
+    │   ├── TemplateFailed      the chat template refused the messages, or broke on them
     │   ├── UnsupportedField    the engine cannot honour a field (honoured or refused)
     │   └── UnknownModel        no such served model
     └── EngineError             the engine, not the request
@@ -42,6 +43,10 @@ class ContextOverflow(RequestError):
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
         self.max_tokens = max_tokens
+
+
+class TemplateFailed(RequestError):
+    """The chat template makes no prompt of these messages."""
 
 
 class UnsupportedField(RequestError):

@@ -6,6 +6,7 @@ A field is honoured, listed in openai_tables.IGNORED, or refused by name. Knows 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class RequestDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
 NO_DEFAULTS = RequestDefaults()
 
+_TRUNCATED = "Input data was truncated"
+"""What msgspec also says of half a surrogate pair that stands at the end of a string."""
+_HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+
 
 def decode_body(raw: bytes | bytearray) -> dict[str, Any]:
     """Strict JSON object of a body. Raises RequestError; NaN, Infinity and lone surrogates are not JSON."""
@@ -74,6 +79,8 @@ def decode_body(raw: bytes | bytearray) -> dict[str, Any]:
         raise RequestError("the body is not usable: its JSON is nested too deep") from None
     except (msgspec.MsgspecError, ValueError) as error:
         said = str(error) or type(error).__name__
+        if said == _TRUNCATED and _HALF_A_PAIR.search(raw):
+            said += ", or a \\u escape is half of a surrogate pair without the other half"
         raise RequestError(f"the body is not valid JSON ({len(raw)} bytes): {said}") from None
     if not isinstance(body, dict):
         raise RequestError(f"the body must be a JSON object, got {show(body)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from model_cards.card import ModelCard
 from model_cards.errors import CardError
-from runner.errors import ContextOverflow, RequestError
+from runner.errors import ContextOverflow, RequestError, TemplateFailed
 from runner.types import ChatRequest
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class PromptBuilder:
                 **request.template_args,
             )
         except CardError as error:
-            raise RequestError(str(error), field="messages") from error
+            raise TemplateFailed(str(error), field="messages") from error
 
     def check_ids(self, ids: list[int], field: str) -> None:
         """Raises RequestError unless all are ids of the vocabulary."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from model_cards.errors import CardError, TemplateError
+from model_cards.errors import CardError
 from runner.errors import (
     ContextOverflow,
     EngineBusy,
@@ -17,6 +17,7 @@ from runner.errors import (
     EngineError,
     EngineStartFailed,
     RequestError,
+    TemplateFailed,
     UnknownModel,
     UnsupportedField,
 )
@@ -50,8 +51,8 @@ TABLE: tuple[tuple[type[BaseException], Row], ...] = (
     (UnknownModel, Row(404, INVALID, "model_not_found")),
     (ContextOverflow, Row(400, INVALID, "context_length_exceeded")),
     (UnsupportedField, Row(400, INVALID, "unsupported_parameter")),
+    (TemplateFailed, Row(400, INVALID, "chat_template_error")),
     (RequestError, Row(400, INVALID, None)),
-    (TemplateError, Row(400, INVALID, "chat_template_error")),
     (ShuttingDown, Row(503, SERVER, "shutting_down")),
     (EngineBusy, Row(503, SERVER, "engine_busy")),
     (EngineDied, Row(503, SERVER, "engine_died")),

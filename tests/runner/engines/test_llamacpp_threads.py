@@ -19,11 +19,11 @@ class Clock:
         monkeypatch.setattr(time, "process_time", lambda: self.cpu)
 
     def run(self, governor: ThreadGovernor, seconds: float, *, cores: float, idle: float) -> None:
-        """Steps of 20 ms in which this process gets `cores` cores and `idle` cores are idle."""
+        """Steps of 20 ms in which this process gets at most `cores` cores and `idle` cores are idle."""
         for _ in range(round(seconds / 0.02)):
             governor.start_step()
             self.wall += 0.02
-            self.cpu += 0.02 * cores
+            self.cpu += 0.02 * min(cores, governor.threads)
             self.idle += 0.02 * idle
             governor.end_step()
 
@@ -48,7 +48,7 @@ def test_gives_way_and_comes_back(clock: Clock) -> None:
     assert changes == [1]
     clock.run(governor, 3, cores=0.95, idle=0.05)
     assert changes == [1]
-    clock.run(governor, 3, cores=1.0, idle=0.95)
+    clock.run(governor, 3, cores=2.0, idle=0.95)
     assert changes == [1, 2]
 
 
@@ -57,7 +57,7 @@ def test_never_below_one_and_more_at_once_on_a_large_machine(clock: Clock) -> No
     governor = ThreadGovernor(16, changes.append, idle_s=lambda: clock.idle)
     clock.run(governor, 0.2, cores=0.3, idle=0)
     assert changes == [1]
-    clock.run(governor, 3, cores=1.0, idle=15.0)
+    clock.run(governor, 3, cores=16.0, idle=15.0)
     assert governor.threads == 16
 
 
