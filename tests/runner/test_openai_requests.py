@@ -359,6 +359,12 @@ def test_bodies_that_are_no_json_objects(raw: bytes) -> None:
         decode_body(raw)
 
 
+@pytest.mark.parametrize("text", ["\ud800", "a \ud83d", "\ud800 and more text", "\udc00 and more text"])
+def test_half_a_surrogate_pair_is_called_so(text: str) -> None:
+    with pytest.raises(RequestError, match="surrogate"):
+        decode_body(json.dumps({"stop": [text]}).encode())
+
+
 def test_good_bodies() -> None:
     assert decode_body(b'\xef\xbb\xbf{"a": 1, "a": 2}') == {"a": 2}
     assert decode_body('{"a": "\\ud83d\\ude00 \u00e9"}'.encode()) == {"a": "\U0001f600 \u00e9"}

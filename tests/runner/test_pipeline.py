@@ -14,7 +14,15 @@ import pytest
 from model_cards.card import ModelCard
 from model_cards.errors import CardError
 from model_cards.tokenizer import Tokenizer, load_tokenizer
-from runner.errors import ContextOverflow, EngineDied, EngineFailed, EngineStartFailed, RequestError, UnsupportedField
+from runner.errors import (
+    ContextOverflow,
+    EngineDied,
+    EngineFailed,
+    EngineStartFailed,
+    RequestError,
+    TemplateFailed,
+    UnsupportedField,
+)
 from runner.pipeline import ChatPipeline
 from runner.types import ChatRequest, EngineInfo, SamplingOptions, TextDelta, TokenDelta, TokenLogprob, TokenRequest
 from tests.runner.fakes import ALL, BOS, CHATML, EOS, IM_END, Script, ScriptedEngine, make_card, says
@@ -137,7 +145,7 @@ async def test_lone_surrogates_are_refused(start: Start) -> None:
 async def test_a_template_that_raises_is_the_requests_fault(start: Start, toy_card: ModelCard) -> None:
     card = msgspec.structs.replace(toy_card, chat_template="{{ raise_exception('roles must alternate') }}")
     pipeline, _ = await start(says([72]), card=card)
-    with pytest.raises(RequestError, match="roles must alternate"):
+    with pytest.raises(TemplateFailed, match="roles must alternate"):
         await collect(pipeline, chat())
 
 

@@ -94,7 +94,7 @@ class Stepper:
             self._context.clear_abort()
 
     def _adapt_budget(self, num_tokens: int, seconds: float) -> None:
-        """On a slow machine, smaller prompt chunks: requests are looked at between steps. Larger ones when it is quick."""
+        """Smaller prompt chunks on a slow machine, as requests are looked at between steps; larger when it is quick."""
         if seconds > _SLOW_STEP_S and num_tokens > _SMALLEST_BUDGET:
             self._budget = max(_SMALLEST_BUDGET, num_tokens // 2)
         elif self._budget is not None and num_tokens >= self._budget and seconds < _SLOW_STEP_S / 4:

@@ -11,8 +11,15 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model_cards.errors import TemplateError
-from runner.errors import ContextOverflow, EngineBusy, EngineDied, EngineFailed, EngineStartFailed, UnsupportedField
+from runner.errors import (
+    ContextOverflow,
+    EngineBusy,
+    EngineDied,
+    EngineFailed,
+    EngineStartFailed,
+    TemplateFailed,
+    UnsupportedField,
+)
 from runner.frontends.http import sse
 from runner.types import ChatRequest, TextDelta
 from tests.runner.frontends.http_server import CHAT, RunningServer, running
@@ -92,7 +99,7 @@ async def test_embeddings() -> None:
 ERRORS = [
     (ContextOverflow("m", prompt_tokens=9, context_length=8, max_tokens=1), 400, "context_length_exceeded"),
     (UnsupportedField("m", field="min_p"), 400, "unsupported_parameter"),
-    (TemplateError("m"), 400, "chat_template_error"),
+    (TemplateFailed("m"), 400, "chat_template_error"),
     (EngineBusy("m", retry_after_s=2.5), 503, "engine_busy"),
     (EngineDied("m"), 503, "engine_died"),
     (EngineStartFailed("m"), 503, "engine_not_started"),
