@@ -20,6 +20,7 @@ MEASUREMENTS: dict[str, str] = {
     "single_stream": "one chat against llama-server and llama-bench",
     "prefix_ttft": "second request with the same 2,000-token prefix",
     "frontend_cpu": "the launcher's CPU per streamed token and per request",
+    "gguf_vocab": "metadata and tokenizer of a 128k-token GGUF against gguf.GGUFReader",
     "startup": "--help, and a first answer from cold start",
     "memory": "the launcher's memory while it serves HTTP",
     "chaos_kill_child": "kill -9 of the engine's process under 32 streams",
