@@ -20,6 +20,7 @@ from runner import help as help_text
 from runner.console import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, report
 from runner.errors import LlmrunError, UsageError
 from runner.flags import FLAGS, Flag
+from runner.standard_files import open_standard_files
 from runner.words import split_tail
 
 RUN = "run"
@@ -112,8 +113,8 @@ def _run(ctx: typer.Context, words: list[str] | None, **given: Any) -> None:
         del asked["verbose"]
     try:
         code = run_words(words or [], asked, ctx.obj or ())
-    except BrokenPipeError:  # typer would make it 1
-        code = _abandon_stdout()
+    except BrokenPipeError as error:  # typer would make it 1
+        code = _abandon_stdout(error)
     raise typer.Exit(code)
 
 
@@ -299,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; nothing escapes as a traceback unless -vv asks for it."""
     given = sys.argv[1:] if arguments is None else arguments
     before, tail = split_tail(given)
+    open_standard_files()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows ?, and the answer goes on.
         if isinstance(stream, io.TextIOWrapper):
@@ -307,15 +309,23 @@ def main(arguments: list[str] | None = None) -> int:
     verbose = verbose or {"1": 1, "2": 2}.get(os.environ.get("LLMRUN_VERBOSE", ""), 0)
     try:
         code = app(before, prog_name="llmrun", standalone_mode=False, obj=tail)
+        failure = _flush_failure()
+        if failure is not None:
+            return _abandon_stdout(failure)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except SystemExit as ended:  # typer's way of ending at a broken pipe
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer's way of ending at one
+            return _abandon_stdout(ended.__context__)
         return ended.code if isinstance(ended.code, int) else EXIT_FAILURE
     except _CLICK_ERROR as error:
         return report(_usage_error(error))
     except LlmrunError as error:
         return report(error, verbose=verbose)
+    except OSError as error:
+        failure = _flush_failure()
+        return _abandon_stdout(failure) if failure else report(error, verbose=verbose)
     except Exception as error:  # the process ends here
         if _is_card_error(error):
             return report(error, verbose=verbose)
@@ -323,10 +333,21 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_FAILURE
 
 
-def _abandon_stdout() -> int:
-    """Whoever read our stdout is gone; Python must not complain of it again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return _BROKEN_PIPE_EXIT
+def _flush_failure() -> OSError | None:
+    """Flush stdout, as Python would at exit. After a write that failed this fails too: what was not written is kept."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _abandon_stdout(error: OSError) -> int:
+    """The exit code where stdout cannot be written; Python must not complain of it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return _BROKEN_PIPE_EXIT
+    return report(LlmrunError(f"stdout cannot be written: {error.strerror}"))
 
 
 def _is_card_error(error: BaseException) -> bool:

@@ -41,7 +41,7 @@ def split_tail(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 def parse_words(words: Sequence[str], *, aliases: Collection[str], model_path: str | None = None) -> Words:
     """Sort the bare words. `aliases` are the presets' names, `model_path` what --model-path says.
 
-    Raises UsageError: in= or out= given twice, too many words, two different models.
+    Raises UsageError: in= or out= given twice, too many words, two different models, a prompt that is not UTF-8.
     """
     sides: dict[str, str] = {}
     plain: list[str] = []
@@ -56,6 +56,7 @@ def parse_words(words: Sequence[str], *, aliases: Collection[str], model_path: s
         else:
             sides[key] = value
     model, prompt = _model_and_prompt(plain, aliases, model_path)
+    _check_utf8(prompt)
     return Words(sides.get("in"), sides.get("out"), model, prompt)
 
 
@@ -69,6 +70,16 @@ def looks_like_model(word: str, aliases: Collection[str] = ()) -> bool:
     if lower.endswith(_SUFFIXES) or lower.startswith((*_SCHEMES, "./", "../", "~", "/")):
         return True
     return bool(_HUB_ID.fullmatch(word))
+
+
+def _check_utf8(prompt: str | None) -> None:
+    """Python passes on bytes of an argument that are no UTF-8 as lone surrogates (PEP 383)."""
+    for place, character in enumerate(prompt or ""):
+        if "\udc80" <= character <= "\udcff":
+            raise UsageError(
+                f"PROMPT is not UTF-8: byte 0x{ord(character) - 0xDC00:02x} at character {place}; "
+                "convert it first (iconv -t utf-8)"
+            )
 
 
 def _exists(word: str) -> bool:
