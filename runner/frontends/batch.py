@@ -164,11 +164,11 @@ def _check_input(argument: str) -> Path:
     if not argument:
         raise UsageError("in=batch needs a file: in=batch:prompts.jsonl")
     path = Path(argument)
-    if not path.is_file():
-        raise UsageError(f"missing or not a file: {path}; in=batch takes a JSON Lines file")
-    if not path.stat().st_size:
-        raise UsageError(f"{path} is empty; nothing to do")
     try:
+        if not path.is_file():
+            raise UsageError(f"missing or not a file: {path}; in=batch takes a JSON Lines file")
+        if not path.stat().st_size:
+            raise UsageError(f"{path} is empty; nothing to do")
         with path.open("rb"):
             return path
     except OSError as error:

@@ -48,6 +48,12 @@ class BatchOutput:
 
     def check(self) -> bool:
         """False if a finished output is there and --resume has nothing to do."""
+        try:
+            return self._has_work()
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}; choose another --output") from error
+
+    def _has_work(self) -> bool:
         if not self.path.parent.is_dir():
             raise UsageError(f"no folder {self.path.parent} for the output; make it, or choose another --output")
         if self.partial.exists():
