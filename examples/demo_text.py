@@ -108,11 +108,11 @@ def times(rng: random.Random) -> Pair:
 
 
 def count(rng: random.Random) -> Pair:
-    """Counting up to 20, now and then to 30, 50 or 100, or down from 10."""
+    """Counting up to 20, or down from 10."""
     if rng.random() < 0.2:
         n = rng.randrange(3, 11)
         return f"Count down from {n}.", ", ".join(map(str, range(n, 0, -1))) + "."
-    n = rng.randrange(3, 21) if rng.random() < 0.93 else rng.choice((30, 50, 100))
+    n = rng.randrange(3, 21)
     forms = ("Count to {}.", "Count from 1 to {}.", "Can you count to {}?", "Please count up to {}.")
     return rng.choice(forms).format(n), ", ".join(map(str, range(1, n + 1))) + "."
 
@@ -211,7 +211,7 @@ TASKS: tuple[tuple[Task, float, bool], ...] = (
     (count, 6, True),
     (spell, 7, False),
     (letters, 3, False),
-    (repeat, 10, False),
+    (repeat, 14, False),
     (make_json, 4, False),
     (colour, 3, True),
     (opposite, 4, True),

@@ -24,9 +24,11 @@ from demo_conformance import conformance
 from demo_export import END_OF_TEXT, IM_END, IM_START, SPECIAL, snap_weights, write_gguf, write_hf
 from demo_network import DemoNetwork, Shape, forced_margins, greedy
 from demo_text import DemoText, Message
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 STOP_IDS = {0, 2}
+MODEL_FILE = "hf/model.safetensors"
 
 Example = tuple[list[int], list[bool]]
 """Token ids, and for each whether it is part of an answer (to be learned)."""
@@ -175,6 +177,7 @@ def check(network: DemoNetwork, tokenizer: Tokenizer, num_conversations: int, se
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--start", type=Path, help="train a model further: a folder that an earlier run wrote")
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -203,6 +206,15 @@ def write(network: DemoNetwork, tokenizer: Tokenizer, out: Path, seed: int) -> N
     (out / "conformance.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _begin(args: argparse.Namespace, shape: Shape) -> tuple[DemoNetwork, Tokenizer]:
+    """A new network and tokenizer, or those of an earlier run."""
+    network = DemoNetwork(shape)
+    if args.start is None:
+        return network, make_tokenizer(args.seed + 1, shape.vocab_size)
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(args.start / MODEL_FILE).items()})
+    return network, Tokenizer.from_file(str(args.start / "hf" / "tokenizer.json"))
+
+
 def main() -> None:
     """Train, snap the weights to what every format can hold, check, write."""
     args = _arguments()
@@ -210,8 +222,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     shape = Shape()
-    tokenizer = make_tokenizer(args.seed + 1, shape.vocab_size)
-    network = DemoNetwork(shape)
+    network, tokenizer = _begin(args, shape)
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {tokenizer.get_vocab_size()} tokens")
     train(network, Examples(tokenizer, args.seed + 2), args)
     snap_weights(network)
