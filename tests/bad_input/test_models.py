@@ -91,3 +91,14 @@ def test_a_hub_id_offline(llmrun: Program, source: str) -> None:
 
 def test_a_name_that_is_no_text(llmrun: Program) -> None:
     llmrun(b"./m\xff\xfe.gguf", "hi").failed(FAILURE, ".gguf", "no such file")
+
+
+@pytest.mark.llamacpp
+def test_an_adapter_that_is_not_there(llmrun: Program, toy: Path, needs_llamacpp: None) -> None:
+    for name in ("none.gguf", "x" * 300):
+        llmrun(toy, "hi", "--lora", name).failed(FAILURE, f"there is no file {name}", "NAME=PATH")
+
+
+@pytest.mark.llamacpp
+def test_an_adapter_that_is_none(llmrun: Program, toy: Path, needs_llamacpp: None) -> None:
+    llmrun(toy, "hi", "--lora", toy).failed(FAILURE, "adapter", "toy")

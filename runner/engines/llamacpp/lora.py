@@ -20,9 +20,16 @@ def parse_adapters(arguments: tuple[str, ...]) -> dict[str, Path]:
         if name in found:
             raise EngineStartFailed(f"two adapters are named {name}; give them names: --lora NAME=PATH")
         found[name] = Path(path).expanduser()
-        if not found[name].is_file():
-            raise EngineStartFailed(f"adapter {name}: there is no file {found[name]}")
+        if not _is_file(found[name]):
+            raise EngineStartFailed(f"adapter {name}: there is no file {found[name]}; give --lora PATH or NAME=PATH")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be read
+        return False
 
 
 class Adapters:
