@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import numpy as np
@@ -28,6 +28,9 @@ _FIELD = "guided"
 _JSON: Any = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}"}
 """As llama.cpp bounds it: a weak model that may write blanks without end does so until max_tokens."""
 _CACHED_GRAMMARS = 32
+_NO_TEXT = "NoExtensionBias"
+_LIMITS = ("lexer error", "; max is ", "too many")
+"""llguidance's words for what is the request's fault."""
 
 
 class Vocabulary(Protocol):
@@ -91,6 +94,10 @@ class Guide:
     def _compile(self, guided: GuidedDecoding) -> Any:
         name, text = grammar_text(guided)
         matcher = LLMatcher(self._tokenizer, text, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # what is without end, or too large, shows only here
+        if _NO_TEXT in matcher.get_error():
+            raise RequestError(f"guided.{name}: no text can match it", field=_FIELD)
         if matcher.is_error():
             raise RequestError(f"guided.{name}: {_first_line(matcher.get_error())}", field=_FIELD)
         return matcher
@@ -104,10 +111,13 @@ class Matcher:
         self._vocab_size = vocab_size
 
     def mask(self, row: NDArray[np.float32]) -> None:
-        """Set the logits of all tokens that cannot come next to -inf; end tokens stay where the answer may end."""
+        """Set the logits of all tokens that cannot come next to -inf; end tokens stay where the answer may end.
+
+        Raises RequestError where the grammar became too complex.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise EngineFailed(f"guided decoding failed: {_first_line(self._matcher.get_error())}")
+            self._give_up()
         allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
         np.copyto(row, -np.inf, where=allowed == 0)
 
@@ -116,9 +126,15 @@ class Matcher:
         return int(self._matcher.validate_tokens([token])) == 1
 
     def accept(self, token: int) -> None:
-        """`token` was chosen. Raises EngineFailed when the grammar does not allow it or became too complex."""
+        """`token` was chosen. Raises EngineFailed where the grammar does not allow it: our fault."""
         if not self._matcher.consume_token(token):
-            raise EngineFailed(f"guided decoding failed: {_first_line(self._matcher.get_error())}")
+            self._give_up()
+
+    def _give_up(self) -> NoReturn:
+        said = _first_line(self._matcher.get_error())
+        if any(limit in said for limit in _LIMITS):
+            raise RequestError(f"the grammar is too complex: {said}; ask for a simpler one", field=_FIELD)
+        raise EngineFailed(f"guided decoding failed: {said}")
 
     @property
     def is_complete(self) -> bool:
@@ -156,7 +172,8 @@ def _from_schema(schema: dict[str, Any] | bool) -> str:
 def _from_choice(choices: Sequence[str]) -> str:
     if not choices:
         raise RequestError("guided.choice: the list is empty; give at least one text", field=_FIELD)
-    return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
+    # A terminal: the lexer takes any number of alternatives, the parser at most 2,000.
+    return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text) for text in choices))
 
 
 def _from_gbnf(text: str) -> str:

@@ -98,6 +98,27 @@ def test_a_bad_field(server: Client, changes: dict[str, Any], telling: tuple[str
     server.check_alive()
 
 
+GUIDED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"grammar": "root ::= ("}, ("guided.grammar: line 1",)),
+    ({"grammar": "root ::= root"}, ("no text can match it",)),
+    ({"guided_regex": "(((("}, ("guided.regex", "unclosed group")),
+    ({"guided_regex": "(a{1000}){1000}"}, ("too many expressions",)),
+    ({"guided_json": {"$ref": "file:///etc/passwd"}}, ("guided.json_schema", "does not fetch")),
+    ({"guided_json": {"type": "string", "minLength": 5, "maxLength": 2}}, ("minLength (5) is greater",)),
+    ({"guided_choice": []}, ("guided_choice", "a list of 1 to")),
+]
+
+
+@pytest.mark.parametrize(("changes", "telling"), GUIDED, ids=lambda value: str(value)[:40])
+def test_a_grammar_that_cannot_be(server: Client, changes: dict[str, Any], telling: tuple[str, ...]) -> None:
+    reply = server.ask(**changes)
+    if "does not honour" in reply.body.decode():
+        reply.refused(400, code="unsupported_parameter")  # echo_core sees no logits
+    else:
+        reply.refused(400, *telling)
+    server.check_alive()
+
+
 def test_whole_surrogate_pairs_and_strange_text_are_welcome(server: Client) -> None:
     for text in ("\U0001f600", "\0", "\u202e\ufeff\uffff", "<|im_end|>", "{{ 7 * 7 }}", "\\ud800"):
         reply = server.ask(messages=[{"role": "user", "content": text}])

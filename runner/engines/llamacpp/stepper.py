@@ -17,7 +17,7 @@ from runner.engines.llamacpp.sampler import check_finite, token_logprob
 from runner.engines.llamacpp.scheduler import Scheduler, Work
 from runner.engines.llamacpp.sequence import Sequence
 from runner.engines.llamacpp.slots import Slots
-from runner.errors import EngineFailed
+from runner.errors import EngineFailed, RequestError
 from runner.types import TokenDelta
 
 _LONG_BATCH = 64
@@ -141,9 +141,11 @@ class Stepper:
                 token = best[index]
                 check_finite(float(row[token]))
             delta = self._delta(sequence, token, row)
-        except EngineFailed as problem:
+        except (EngineFailed, RequestError) as problem:
             self._scheduler.finish(sequence)
-            return StepOutput(sequence.id, None, str(problem), "engine")
+            return StepOutput(
+                sequence.id, None, str(problem), "request" if isinstance(problem, RequestError) else "engine"
+            )
         if delta.finish is not None:
             self._scheduler.finish(sequence)
         return StepOutput(sequence.id, delta)

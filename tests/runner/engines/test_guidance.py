@@ -146,6 +146,39 @@ def test_a_complete_answer_is_known(guide: Guide) -> None:
         matcher.accept(ord("x"))
 
 
+def test_thousands_of_choices(guide: Guide) -> None:
+    choices = tuple(f"{number} {'x' * 100}" for number in range(4096))
+    matcher = guide.matcher(GuidedDecoding(choice=choices))
+    for byte in choices[4095].encode():
+        assert matcher.allows(byte)
+        matcher.accept(byte)
+    assert matcher.is_complete
+
+
+@pytest.mark.parametrize(
+    "guided",
+    [
+        GuidedDecoding(grammar="root ::= root"),
+        GuidedDecoding(json_schema={"$ref": "#/definitions/x", "definitions": {"x": {"$ref": "#/definitions/x"}}}),
+    ],
+)
+def test_what_no_text_can_match_is_the_requests_fault(guide: Guide, guided: GuidedDecoding) -> None:
+    with pytest.raises(RequestError, match="no text can match it"):
+        guide.matcher(guided)
+
+
+def test_a_grammar_that_is_too_complex_is_the_requests_fault(guide: Guide) -> None:
+    def walk() -> None:
+        matcher = guide.matcher(GuidedDecoding(regex="(a{1000}){1000}"))
+        for _ in range(4):
+            matcher.mask(np.zeros(VOCAB, np.float32))
+            matcher.accept(ord("a"))
+
+    with pytest.raises(RequestError, match=r"guided\.regex|too complex"):
+        for _ in range(2):
+            walk()
+
+
 def test_matchers_of_one_grammar_are_independent(guide: Guide) -> None:
     guided = GuidedDecoding(regex="ab")
     first, second = guide.matcher(guided), guide.matcher(guided)
