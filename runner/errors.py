@@ -39,7 +39,7 @@ class ContextOverflow(RequestError):
     """The prompt (and the answer asked for) do not fit into the context."""
 
     def __init__(self, message: str, *, prompt_tokens: int, context_length: int, max_tokens: int | None) -> None:
-        super().__init__(message, field="max_tokens" if max_tokens else "messages")
+        super().__init__(message, field="max_tokens" if max_tokens and prompt_tokens < context_length else "messages")
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
         self.max_tokens = max_tokens

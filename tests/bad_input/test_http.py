@@ -199,10 +199,11 @@ def test_a_prompt_over_the_context(server: Client, stream: bool) -> None:
     error = server.ask(messages=messages, stream=stream).refused(
         400, "prompt has ", f"the context is {CONTEXT}", "shorten it", code="context_length_exceeded"
     )
-    assert error["n_prompt_tokens"] > CONTEXT
-    server.ask(max_tokens=CONTEXT, stream=stream).refused(
+    assert error["n_prompt_tokens"] > CONTEXT and error["param"] == "messages"
+    error = server.ask(max_tokens=CONTEXT, stream=stream).refused(
         400, f"max_tokens is {CONTEXT}", "ask for at most", code="context_length_exceeded"
     )
+    assert error["param"] == "max_tokens"
     server.check_alive()
 
 
