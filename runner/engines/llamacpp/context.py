@@ -34,7 +34,7 @@ class DecodeResult(enum.Enum):
 
 
 class Context:
-    """One llama_context; `num_sequences` sequences share `num_cells` cells of KV cache."""
+    """One llama_context; `num_sequences` sequences share `num_cells` cells of KV cache, or split them evenly."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Context:
         num_sequences: int,
         threads: int,
         are_threads_fixed: bool = False,
+        is_split: bool = False,
         for_embeddings: bool = False,
         batch_size: int | None = None,
     ) -> None:
@@ -54,6 +55,7 @@ class Context:
         self._embedding_size = model.embedding_size
         self._views: dict[tuple[int, int], Floats] = {}
         self.num_sequences = num_sequences
+        self._is_split = is_split
         batch_size = batch_size or max(extra.n_batch, num_sequences)
         params = self._params(extra, model, num_cells, num_sequences, threads, batch_size)
         if for_embeddings:
@@ -92,9 +94,11 @@ class Context:
         params.n_batch, params.n_ubatch = batch_size, min(extra.n_ubatch, batch_size)
         params.n_outputs_max = num_sequences  # else buffers for n_batch rows of logits are reserved
         params.n_threads, params.n_threads_batch = threads, extra.threads_batch or threads
-        # Without unified cells, a partial seq_cp aborts the process and mixed batches are split by sequence.
-        params.kv_unified = True
-        params.flash_attn_type = extra.flash_attn_type(4 * num_cells * params.n_ubatch * model.num_heads)
+        # Unified, every token's attention runs over the cells of all sequences and masks those of others; split, a
+        # partial seq_cp aborts the process and a batch that mixes prompts and answers is computed in parts.
+        params.kv_unified = not self._is_split
+        scores_bytes = 4 * num_cells * params.n_ubatch * model.num_heads
+        params.flash_attn_type = extra.flash_attn_type(scores_bytes, is_quantized=model.is_quantized)
         params.type_k, params.type_v = (
             CACHE_TYPES[extra.cache_type_k or "f16"],
             CACHE_TYPES[extra.cache_type_v or "f16"],
@@ -167,8 +171,12 @@ class Context:
             self._c.llama_memory_clear(self._memory, False)
 
     def share_prefix(self, source: int, target: int, length: int) -> None:
-        """The first `length` cells of `source` also belong to (the empty) `target`; nothing is copied."""
-        self._c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        """(The empty) `target` also holds the first `length` tokens of `source`. Nothing is copied, unless split."""
+        if not self._is_split:
+            self._c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+            return
+        self._c.llama_memory_seq_cp(self._memory, source, target, -1, -1)  # the buffers, at the next decode
+        self._c.llama_memory_seq_rm(self._memory, target, length, -1)
 
     def length(self, sequence: int) -> int:
         """Positions that `sequence` holds."""

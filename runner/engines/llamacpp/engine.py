@@ -116,7 +116,8 @@ class LlamaCppEngine:
         return plan
 
     def _make_generator(self, extra: Extra) -> None:
-        spare = 0 if self._model.keeps_state else min(self._max_running, _MAX_SPARE_SLOTS)
+        is_split = self._kv.is_split and not self._model.keeps_state
+        spare = 0 if is_split or self._model.keeps_state else min(self._max_running, _MAX_SPARE_SLOTS)
         num_slots = min(self._max_running + spare, MAX_SEQUENCES)
         self.progress("making the KV cache", None)
         self._context = Context(
@@ -127,6 +128,7 @@ class LlamaCppEngine:
             num_sequences=num_slots,
             threads=self._threads,
             are_threads_fixed=self._options.threads is not None,
+            is_split=is_split,
         )
         self._closers.append(self._context.close)
         self._warm_up()
@@ -136,6 +138,7 @@ class LlamaCppEngine:
             num_cells=self._context.num_cells,
             reuse=extra.prefix_cache,
             can_split=not self._model.keeps_state,
+            own_cells=is_split,
         )
         self._scheduler = Scheduler(
             self._slots,

@@ -1,8 +1,9 @@
 """How large the KV cache becomes: a rule over numbers, and the numbers of this machine.
 
 The context of one request is the model's, or what the user asked for; it shrinks only when memory demands it, and the
-plan says so. All requests share one pool of cells, so a pool smaller than (context * requests) is no limit for one
-alone: when it is full, idle prefixes go first and the youngest request waits.
+plan says so. Where memory holds a whole context for each request that runs, each has cells of its own (`split`) and
+attention looks at no others. Else all share one pool, which is no limit for one request alone: when it is full, idle
+prefixes go first and the youngest request waits.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class KvPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     context_length: int
     num_cells: int
+    is_split: bool = False
+    """`num_cells` is a whole number of contexts, one for each running request."""
     note: str = ""
 
 
@@ -67,6 +70,8 @@ def plan_kv(
         context, note = asked, ""
     else:
         context, note = _automatic_context(train_context, affordable, bytes_per_token)
+    if num_cells is None and _aligned(context) * max_running <= affordable:
+        return KvPlan(context_length=context, num_cells=_aligned(context) * max_running, is_split=True, note=note)
     if num_cells is None:
         num_cells = max(context, min(context * max_running, affordable))
     if num_cells < context:

@@ -11,6 +11,9 @@ from runner.engines.llamacpp.library import Library
 from runner.engines.llamacpp.settings import Extra
 from runner.errors import EngineStartFailed
 
+_EXACT_FILE_TYPES = ("0", "1", "32")
+"""llama_ftype: all f32, mostly f16, mostly bf16."""
+
 
 class Model:
     """Weights in memory, until `close`. Raises EngineStartFailed with llama.cpp's own last lines."""
@@ -48,7 +51,9 @@ class Model:
         self.size_bytes: int = self._c.llama_model_size(self.pointer)
         self.num_parameters: int = self._c.llama_model_n_params(self.pointer)
         self.architecture = self.metadata("general.architecture") or ""
-        self.is_all_f32 = self.metadata("general.file_type") == "0"
+        file_type = self.metadata("general.file_type")
+        self.is_all_f32 = file_type == "0"
+        self.is_quantized = file_type not in _EXACT_FILE_TYPES
         self.is_causal = self.metadata(f"{self.architecture}.attention.causal") != "false"
         """Encoder-only models (BERT) are not: they embed and cannot generate."""
         self.has_encoder: bool = self._c.llama_model_has_encoder(self.pointer)

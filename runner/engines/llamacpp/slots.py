@@ -7,7 +7,8 @@ slots (a shared prefix); it is free when the last of them lets go:
     slot 1 (taken)  [sys sys sys|B B]            cells 0 1 2 7 8           used: 9, not 12
     slot 2 (idle)   []
 
-An idle slot keeps its tokens, as a prefix for a later request, until cells run out. Does not know requests.
+An idle slot keeps its tokens, as a prefix for a later request, until cells run out. Where each slot has cells of its
+own, a prefix is copied instead, and cells never run out. Does not know requests.
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class CellPool:
         return sum(1 for cell in cells if holders[cell] == 1)
 
 
+WORTH_COPYING = 64
+"""Tokens. Where slots have cells of their own, sharing a prefix copies all of the source's cells."""
+
+
 class Prefix(NamedTuple):
     """The longest reusable prefix for a prompt: where it lies and how many tokens it has."""
 
@@ -89,13 +94,26 @@ class Prefix(NamedTuple):
 class Slots:
     """All slots of one context."""
 
-    def __init__(self, memory: KvMemory, *, num_slots: int, num_cells: int, reuse: bool, can_split: bool) -> None:
-        """`can_split`: a part of a slot can be taken back or shared (not with recurrent state)."""
+    def __init__(
+        self,
+        memory: KvMemory,
+        *,
+        num_slots: int,
+        num_cells: int,
+        reuse: bool,
+        can_split: bool,
+        own_cells: bool = False,
+    ) -> None:
+        """`can_split`: a part of a slot can be taken back or shared (not with recurrent state).
+
+        `own_cells`: each slot has its even part of the cells, and sharing is copying.
+        """
         self._memory = memory
         self._slots = [Slot(index) for index in range(num_slots)]
         self._pool = CellPool(num_cells)
         self._reuse = reuse
         self._can_split = can_split
+        self._own_cells = own_cells
         self._clock = 0
 
     @property
@@ -145,13 +163,20 @@ class Slots:
             self.truncate(slot, length)
         else:
             self.clear(slot)
-            if source is not None and length:
-                self._memory.share_prefix(source.index, slot.index, length)
-                slot.tokens, slot.cells = source.tokens[:length], source.cells[:length]
-                self._pool.share(slot.cells)
+            if source is not None and length >= (WORTH_COPYING if self._own_cells else 1):
+                self._share(source, slot, length)
         slot.is_taken, slot.adapter = True, adapter
         self._touch(slot)
         return slot
+
+    def _share(self, source: Slot, target: Slot, length: int) -> None:
+        self._memory.share_prefix(source.index, target.index, length)
+        target.tokens = source.tokens[:length]
+        if self._own_cells:
+            target.cells = self._pool.take(length)
+        else:
+            target.cells = source.cells[:length]
+            self._pool.share(target.cells)
 
     def _choose(self, source: Slot | None, length: int) -> Slot:
         idle = [slot for slot in self._slots if not slot.is_taken]

@@ -90,11 +90,12 @@ def plan(**changes: object) -> memory.KvPlan:
 
 
 def test_the_context_is_the_models_where_it_fits() -> None:
-    assert plan() == memory.KvPlan(context_length=8192, num_cells=32768)
+    assert plan() == memory.KvPlan(context_length=8192, num_cells=32768, is_split=True)
     assert plan(train_context=0).context_length == 4096
     shared = plan(free_bytes=3 * GIB)
     assert (shared.context_length, shared.note) == (8192, "")
     assert 8192 <= shared.num_cells < 32768
+    assert not shared.is_split, "one pool, where not every request can have a whole context"
 
 
 def test_a_smaller_context_is_said() -> None:
@@ -105,7 +106,7 @@ def test_a_smaller_context_is_said() -> None:
 
 
 def test_what_was_asked_is_honoured_or_refused() -> None:
-    assert plan(asked=1000, max_running=1) == memory.KvPlan(context_length=1000, num_cells=1024)
+    assert plan(asked=1000, max_running=1) == memory.KvPlan(context_length=1000, num_cells=1024, is_split=True)
     assert plan(asked=30_000, free_bytes=4 * GIB).context_length == 30_000
     with pytest.raises(EngineStartFailed, match=r"needs 16.0 GiB of KV cache; 4.0 GiB are free"):
         plan(asked=131072, free_bytes=4 * GIB)
@@ -155,11 +156,11 @@ def test_a_split_models_parts_count_together(tmp_path: Path) -> None:
 
 def test_settings() -> None:
     extra = settings.parse_extra({"flash_attn": True, "mlock": True, "cache_type_k": "q8_0"})
-    assert extra.flash_attn_type(10**12) == 1
+    assert extra.flash_attn_type(10**12, is_quantized=False) == 1
     assert extra.load_mode == 3
     assert settings.parse_extra({}).load_mode == -1
     assert settings.parse_extra({"mmap": False}).load_mode == 0
-    assert settings.parse_extra({"flash_attn": "off"}).flash_attn_type(10**12) == 0
+    assert settings.parse_extra({"flash_attn": "off"}).flash_attn_type(10**12, is_quantized=False) == 0
     for extra_args, message in (
         ({"cache_type_k": "q9"}, "cache_type_k"),
         ({"n_batch": 0}, "at least 1"),
