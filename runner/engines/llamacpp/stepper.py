@@ -26,6 +26,11 @@ _SLOW_STEP_S = 2.0
 _SMALLEST_BUDGET = 32
 
 
+def _slot_index(work: Work) -> int:
+    assert work.sequence.slot is not None
+    return work.sequence.slot.index
+
+
 class Stepper:
     """Runs steps on one context. All but `interrupt` in the engine thread."""
 
@@ -62,11 +67,14 @@ class Stepper:
         return []
 
     def _fill(self, work: list[Work]) -> list[Sequence]:
-        """Put the work into the batch; returns the sequences that get a row of logits, in row order."""
+        """Put the work into the batch; returns the sequences that get a row of logits, in row order.
+
+        In the order of slots: where each has cells of its own, llama.cpp computes only neighbours together.
+        """
         batch = self._context.batch
         batch.clear()
         outputs = []
-        for sequence, num_tokens in work:
+        for sequence, num_tokens in sorted(work, key=_slot_index):
             start = sequence.num_computed
             assert sequence.slot is not None
             is_last = start + num_tokens == len(sequence.tokens)
