@@ -21,8 +21,11 @@ from runner.types import ChatRequest, EmbedRequest, EmbedResult, TextDelta, Toke
 
 WAKE_S = 0.0003
 """Time between two wake-ups, on average over all streams: 64 streams are woken every 19 ms at most."""
-MAX_PAUSE_S = 0.02
-"""However many streams there are, a token waits no longer than that. A stream's first and last deltas never wait."""
+MIN_PAUSE_S, MAX_PAUSE_S = 0.005, 0.02
+"""However few or many streams there are: tokens that come faster than 200 a second come in pairs, and none waits longer
+than 20 ms and a step. A stream's first and last deltas never wait."""
+_LATE_S = 0.01
+"""A step that comes so late after a pause is not waited for."""
 
 
 class _Stream:
@@ -151,20 +154,19 @@ class Link(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
         if not is_pause:
-            self._begin_pause()
+            self._end_pause()
         elif is_left and self._pause is None:
-            self._pause = self._loop.call_later(self._pause_until - monotonic(), self._end_pause)
-
-    def _begin_pause(self) -> None:
-        self._pause_until = monotonic() + min(MAX_PAUSE_S, WAKE_S * len(self._streams))
+            self._pause = self._loop.call_later(self._pause_until - monotonic() + _LATE_S, self._end_pause)
 
     def _end_pause(self) -> None:
-        """Wake all whose tokens were left."""
-        self._pause = None
-        for stream in self._streams.values():
-            if stream.tokens is not None:
-                stream.wake()
-        self._begin_pause()
+        """Wake all whose tokens were left, and begin the next pause."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+            for stream in self._streams.values():
+                if stream.tokens is not None:
+                    stream.wake()
+        self._pause_until = monotonic() + min(MAX_PAUSE_S, max(MIN_PAUSE_S, WAKE_S * len(self._streams)))
 
     def _handle(self, kind: int, payload: Any) -> None:
         if kind == frames.TEXTS:

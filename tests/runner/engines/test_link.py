@@ -59,12 +59,12 @@ async def test_many_fast_steps_are_merged_and_nothing_is_lost(monkeypatch: pytes
     assert wire.heard[8][-1] == TokenDelta([10], "length")
 
 
-async def test_slow_steps_and_few_streams_are_not_held_back() -> None:
+async def test_slow_steps_are_not_held_back() -> None:
     wire = Wire()
     await wire.open(1)
     for token in range(5):
         await wire.step(1, token)
-        time.sleep(2 * link.WAKE_S)  # an engine's step  # noqa: ASYNC251
+        time.sleep(1.2 * link.MIN_PAUSE_S)  # an engine's step  # noqa: ASYNC251
     assert [delta.token_ids for delta in wire.heard[1]] == [[0], [1], [2], [3], [4]]
     await wire.step(1, 5, is_last=True)
     await asyncio.wait_for(asyncio.gather(*wire.tasks), 5)
@@ -73,6 +73,7 @@ async def test_slow_steps_and_few_streams_are_not_held_back() -> None:
 async def test_an_error_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "WAKE_S", 10.0)
     monkeypatch.setattr(link, "MAX_PAUSE_S", 10.0)
+    monkeypatch.setattr(link, "_LATE_S", 10.0)
     wire = Wire()
     await wire.open(2)
     await wire.step(2, 0)
