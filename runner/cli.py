@@ -301,6 +301,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     before, tail = split_tail(given)
     open_standard_files()
+    if before[:1] and before[0] in ("--install-completion", "--show-completion") and len(before) > 1:
+        # The shell is named: typer is not to look for it (it would find make's, in a Makefile).
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows ?, and the answer goes on.
         if isinstance(stream, io.TextIOWrapper):

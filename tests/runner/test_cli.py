@@ -180,9 +180,10 @@ def test_completion_of_words_flags_and_commands() -> None:
     assert "run" not in _complete("llmrun r", 1)
 
 
-def test_show_completion_prints_a_script(tmp_path: Path) -> None:
-    done = llmrun("--show-completion", "bash")
-    assert "_LLMRUN_COMPLETE=complete_bash" in done.stdout, done.stderr
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_show_completion_prints_a_script(shell: str) -> None:
+    done = llmrun("--show-completion", shell)
+    assert f"_LLMRUN_COMPLETE=complete_{shell}" in done.stdout, done.stderr
 
 
 def test_the_demo_model_can_be_shown_and_planned(capsys: pytest.CaptureFixture[str]) -> None:
