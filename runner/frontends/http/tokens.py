@@ -15,10 +15,13 @@ from runner.openai_requests import decode_body, parse_chat, read_fields
 from runner.openai_tables import CHAT_FIELDS, TEMPLATE_FIELDS
 from runner.services import ChatService
 
+MAX_TEXT_CHARS = 2_000_000
+"""More than any context holds; the ids of ten megabytes are a gigabyte of Python numbers."""
+
 TOKENIZE_FIELDS: dict[str, Kind] = {
     **TEMPLATE_FIELDS,
-    "content": string(),
-    "prompt": string(),
+    "content": string(MAX_TEXT_CHARS),
+    "prompt": string(MAX_TEXT_CHARS),
     "add_special": BOOL,
     "add_special_tokens": BOOL,
     "parse_special": BOOL,
@@ -27,7 +30,7 @@ TOKENIZE_FIELDS: dict[str, Kind] = {
 }
 DETOKENIZE_FIELDS: dict[str, Kind] = {
     "model": string(1024),
-    "tokens": list_of(integer(0), 10_000_000),
+    "tokens": list_of(integer(0), 2_000_000),
     "skip_special_tokens": BOOL,
 }
 
