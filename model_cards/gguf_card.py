@@ -5,6 +5,7 @@ Owns the meaning of the metadata keys. Does not name the model and does not look
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from model_cards.card import TokenizerRef
@@ -26,6 +27,15 @@ _DETAILS = {
 _GENERAL = ("name", "basename", "size_label", "license", "finetune", "organization")
 
 
+_SAMPLING_NAMES = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
 def fields_from_gguf(gguf: GgufFile) -> dict[str, Any]:
     """Keyword arguments for ModelCard out of `gguf`'s metadata and tensor headers.
 
@@ -38,6 +48,7 @@ def fields_from_gguf(gguf: GgufFile) -> dict[str, Any]:
         "context_length": max(0, gguf.get(f"{architecture}.context_length", int, 0)),
         "chat_template": gguf.get(_TEMPLATE, str) or None,
         "named_templates": _named_templates(gguf),
+        "sampling": _sampling(gguf),
         "details": _details(gguf),
         "tokenizer": None,
     }
@@ -58,6 +69,16 @@ def _vocab_fields(gguf: GgufFile, vocab: GgufVocab) -> dict[str, Any]:
         "add_eos": vocab.add_eos and "eos" in vocab.special,
         "special_tokens": {ours: tokens[theirs] for theirs, ours in _TEMPLATE_NAMES.items() if theirs in tokens},
         "tokenizer": TokenizerRef(kind="gguf", path=str(gguf.path)),
+    }
+
+
+def _sampling(gguf: GgufFile) -> dict[str, Any]:
+    """The author's defaults (`general.sampling.*`, as llama.cpp reads them); what is no usable number is left out."""
+    given = {ours: gguf.metadata.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING_NAMES.items()}
+    return {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     }
 
 

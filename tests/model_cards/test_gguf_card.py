@@ -78,3 +78,10 @@ def test_shared_models(shared_data: Path) -> None:
     assert got["chat_template"] and got["add_bos"] is False
     with GgufFile.open(shared_data / "gguf-vocab" / "ggml-vocab-phi-3.gguf") as gguf:
         assert fields_from_gguf(gguf)["eos_token_ids"] == (32000, 2, 32007)
+
+
+def test_the_authors_sampling_defaults(tmp_path: Path) -> None:
+    given = {"temp": 0.5, "top_k": 20, "penalty_repeat": 1.25, "top_p": float("nan"), "min_p": "much"}
+    got = fields(tmp_path, **{f"general__sampling__{name}": value for name, value in given.items()})
+    assert got["sampling"] == {"temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25}
+    assert fields(tmp_path)["sampling"] == {}
