@@ -59,9 +59,9 @@ class ThreadGovernor:
             self._look_for_idle_cores()
 
     def _look_for_idle_cores(self) -> None:
-        now, idle = time.monotonic(), self._idle_s()
+        now = time.monotonic()
         since, idle_then = self._looked
-        if idle is None or now - since < _LOOK_AGAIN_S:
+        if now - since < _LOOK_AGAIN_S or (idle := self._idle_s()) is None:
             return
         num_idle = (idle - idle_then) / (now - since)
         self._looked = now, idle
