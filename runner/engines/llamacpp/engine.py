@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 from model_cards.errors import CardError
 from model_cards.tokenizer import load_tokenizer
+from runner.engines.admission import HONOURED, check_request
 from runner.engines.base import EngineSpec, StepOutput
 from runner.engines.guidance import CAPABILITIES as GUIDED
 from runner.engines.guidance import Guide, Matcher
-from runner.engines.llamacpp.admission import HONOURED, check_request
 from runner.engines.llamacpp.context import Context, DecodeResult
 from runner.engines.llamacpp.cpus import usable_cores
 from runner.engines.llamacpp.embeddings import Embedder, pooling_of
@@ -204,6 +204,7 @@ class LlamaCppEngine:
             raise UnsupportedField(f"{self._spec.card.name} only embeds; it cannot generate text", field="model")
         check_request(
             request,
+            engine="llamacpp",
             vocab_size=self._model.vocab_size,
             context_length=self.context_length,
             adapters=self._adapters.names,

@@ -1,4 +1,4 @@
-"""Which requests can never run here, and what to say of them. Plain checks; nothing is queued."""
+"""Which requests an engine can never run, and what to say of them. Plain checks for all engines; nothing is queued."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HONOURED = (
     "logprobs",
     "bad_words_ids",
 )
-"""SamplingParams fields; guided decoding has capabilities of its own, beam search has none."""
+"""SamplingParams fields that our engines' samplers honour; guided decoding and beam search are claimed besides."""
 
 _RANGES = {
     "temperature": (0.0, math.inf),
@@ -34,16 +34,28 @@ _RANGES = {
 }
 
 
-def check_request(request: TokenRequest, *, vocab_size: int, context_length: int, adapters: Collection[str]) -> None:
-    """Raises RequestError (ContextOverflow, UnsupportedField) for one that can never run."""
+def check_request(
+    request: TokenRequest,
+    *,
+    engine: str,
+    capabilities: Collection[str] = HONOURED,
+    vocab_size: int,
+    context_length: int,
+    adapters: Collection[str] = (),
+) -> None:
+    """Raises RequestError (ContextOverflow, UnsupportedField) for one that can never run.
+
+    `engine` is its name after `out=`, `capabilities` are those of EngineInfo, `adapters` the names of what is loaded.
+    """
     if not request.token_ids:
         raise RequestError("the prompt is empty: give at least one token", field="prompt")
     _check_ids("prompt", request.token_ids, vocab_size)
     _check_ids("stop_token_ids", request.stop_token_ids, vocab_size)
     _check_length(request, context_length)
     if request.adapter is not None and request.adapter not in adapters:
-        known = f"loaded are {', '.join(adapters)}" if adapters else "none is loaded; start with --lora NAME=FILE.gguf"
+        known = f"loaded are {', '.join(adapters)}" if adapters else "none is loaded; start with --lora NAME=FILE"
         raise RequestError(f"adapter {request.adapter!r} is not loaded: {known}", field="adapter")
+    _check_beams(request.sampling, engine, capabilities)
     _check_sampling(request.sampling, vocab_size)
 
 
@@ -59,9 +71,20 @@ def _check_length(request: TokenRequest, context_length: int) -> None:
         )
 
 
+def _check_beams(params: SamplingParams, engine: str, capabilities: Collection[str]) -> None:
+    if params.beam_width < 1:
+        raise RequestError(f"beam_width must be at least 1, got {params.beam_width}", field="beam_width")
+    if params.beam_width > 1 and "beam_width" not in capabilities:
+        raise UnsupportedField(
+            f"out={engine} has no beam search; leave beam_width at 1, got {params.beam_width}", field="beam_width"
+        )
+    if not math.isfinite(params.length_penalty):
+        raise RequestError(
+            f"length_penalty must be a finite number, got {params.length_penalty}", field="length_penalty"
+        )
+
+
 def _check_sampling(params: SamplingParams, vocab_size: int) -> None:
-    if params.beam_width != 1:
-        raise UnsupportedField("out=llamacpp has no beam search; leave beam_width at 1", field="beam_width")
     for name, (low, high) in _RANGES.items():
         value = getattr(params, name)
         if not (math.isfinite(value) and low <= value <= high):
