@@ -1,0 +1,124 @@
+"""TensorSource: the tensors of a checkpoint by name, read in slices; here of Hugging Face folders.
+
+Owns files and their faults, not what a tensor is for. Files are mapped: a slice costs only its own bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model_cards.errors import ModelFileError, ModelNotFound
+from model_cards.hf_weights import weight_files
+
+
+class TensorSource(Protocol):
+    """A checkpoint."""
+
+    def names(self) -> set[str]:
+        """Every tensor there is."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading it."""
+
+    def file(self, name: str) -> str:
+        """The file it is in, for messages."""
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """The tensor or a part of it, on the CPU in its own dtype. Raises ModelFileError where the file is broken."""
+
+
+class SafetensorsSource:
+    """One or several `.safetensors` files."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for path in files:
+            try:
+                self._open[path] = safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError, ValueError) as error:
+                raise _broken(path, error) from None
+            self._files.update(dict.fromkeys(self._open[path].keys(), path))
+
+    def names(self) -> set[str]:
+        """Of all files."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header."""
+        return tuple(self._open[self._files[name]].get_slice(name).get_shape())
+
+    def file(self, name: str) -> str:
+        """Its path."""
+        return str(self._files[name])
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """Reads only the slice."""
+        path = self._files[name]
+        try:
+            if index is None or not index:
+                return self._open[path].get_tensor(name)  # type: ignore[no-any-return]
+            return self._open[path].get_slice(name)[index]  # type: ignore[no-any-return]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _broken(path, error) from None
+
+
+class BinSource:
+    """`pytorch_model*.bin` files, mapped; only tensors are unpickled, no code runs."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._files: dict[str, Path] = {}
+        for path in files:
+            for name, tensor in _load_bin(path).items():
+                if isinstance(tensor, Tensor):
+                    self._tensors[name], self._files[name] = tensor, path
+
+    def names(self) -> set[str]:
+        """Of all files."""
+        return set(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Known without reading."""
+        return tuple(self._tensors[name].shape)
+
+    def file(self, name: str) -> str:
+        """Its path."""
+        return str(self._files[name])
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """A view of the mapped file."""
+        tensor = self._tensors[name]
+        return tensor if index is None else tensor[index]
+
+
+def _load_bin(path: Path) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler and its zip reader raise
+        raise _broken(path, error) from None
+    if not isinstance(loaded, dict):
+        raise ModelFileError(f"{path} holds a {type(loaded).__name__}; a dictionary of tensors is wanted")
+    return loaded
+
+
+def _broken(path: Path, error: BaseException) -> ModelFileError:
+    text = str(error).strip().splitlines()
+    reason = text[0] if text else type(error).__name__
+    return ModelFileError(
+        f"cannot read the weights in {path} ({path.stat().st_size if path.exists() else 0:,} bytes): {reason}; "
+        "the file is incomplete or corrupt: download it again"
+    )
+
+
+def open_folder(folder: Path) -> TensorSource:
+    """The weights of a Hugging Face folder. Raises ModelNotFound without any, ModelFileError for broken ones."""
+    files = weight_files(folder)
+    if not files:
+        raise ModelNotFound(f"{folder} has no weights: neither *.safetensors nor pytorch_model*.bin")
+    return SafetensorsSource(files) if files[0].suffix == ".safetensors" else BinSource(files)
