@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DEV_STAMP): $(STAMP)
 	@echo "==> adding the tools for tests and linters" >&2
-	@$(PIP_INSTALL) -e '.[dev]'
+	@$(PIP_INSTALL) -e '.[dev,native]'
 	@touch $@
 
 engine: $(STAMP)

@@ -104,6 +104,30 @@ FLAGS: tuple[Flag, ...] = (
     _row("--num-nodes", "Machines that share the model", ENGINE, "int", "N", **_COUNT, default="1"),
     _row("--node-rank", "Which of them this is", ENGINE, "int", "N", low=0, high=254, default="0"),
     _row("--leader-addr --dist-init-addr", "host:port of node 0", ENGINE, metavar="ADDR"),
+    _row("--device", "auto, cpu or cuda", ENGINE, metavar="DEVICE", default="cuda where there is one"),
+    _row("--dtype", "auto, float32, bfloat16 or float16", ENGINE, metavar="DTYPE", default="the checkpoint's"),
+    _row("--quantize --quantization", "int8 or int4: weights made smaller at load", ENGINE, metavar="METHOD"),
+    _row("--kv-cache-dtype", "auto, int8, fp8 or a float type", ENGINE, metavar="DTYPE", default="the model's"),
+    _row(
+        "--gpu-memory-utilization",
+        "Share of the GPU's memory to use",
+        ENGINE,
+        "float",
+        "SHARE",
+        low=0.05,
+        high=1,
+        default="0.9",
+    ),
+    _row(
+        "--max-batched-tokens --max-num-batched-tokens",
+        "Tokens of one engine step",
+        ENGINE,
+        "int",
+        "TOKENS",
+        low=1,
+        high=2**20,
+        default="the engine's",
+    ),
     _row("--extra-engine-args", "JSON or TOML file of engine options; wins over flags", ENGINE, "file", "FILE"),
     _row(
         "--start-timeout-s --start-timeout",
@@ -171,6 +195,7 @@ BY_KEY: dict[str, Flag] = {flag.key: flag for flag in FLAGS}
 OTHER_VARIABLES: dict[str, str] = {
     "LLMRUN_HOME": "folder for everything that llmrun keeps",
     "LLMRUN_LLAMACPP_LIB": "the llama.cpp library to use",
+    "LLMRUN_NATIVE_PYTHON": "the Python with torch that runs out=native",
     "LLMRUN_NOHISTORY": "1: in=text keeps no history file",
     "LLMRUN_TOKEN_ECHO_DELAY_MS": "pause of the echo engines between tokens",
 }

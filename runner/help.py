@@ -33,10 +33,11 @@ FRONTEND_HELP = (
 )
 ENGINE_HELP = (
     ("llamacpp", "llama.cpp: GGUF files (default for them)"),
+    ("native", "our own engine on PyTorch: Hugging Face folders (default for them), GGUF files"),
     ("echo_full, echo_core", "repeat the prompt: text, token ids"),
     ("pystr:FILE.py, pytok:FILE.py", "your own Python: text, token ids"),
     ("mocker", "simulated timing of a GPU engine"),
-    ("native vllm sglang trtllm mistralrs triton dyn", "known; not built yet"),
+    ("vllm sglang trtllm mistralrs triton dyn", "known; not built yet"),
 )
 COMMANDS = (
     ("show MODEL", "what a model is: its card"),

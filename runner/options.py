@@ -28,6 +28,12 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_nodes: int = 1
     node_rank: int = 0
     leader_addr: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    kv_cache_dtype: str | None = None
+    gpu_memory_utilization: float | None = None
+    max_batched_tokens: int | None = None
     extra_engine_args: str | None = None
     lora: tuple[str, ...] = ()
     start_timeout_s: float = 600.0

@@ -19,7 +19,15 @@ from runner.engines.base import EngineOptions, EngineSpec
 from runner.errors import UsageError
 from runner.frontends.base import FrontendSpec
 from runner.options import RunOptions
-from runner.selection import EngineChoice, FrontendChoice, check_fit, choose_frontend, engine_for, name_engine
+from runner.selection import (
+    EngineChoice,
+    FrontendChoice,
+    check_fit,
+    check_flags,
+    choose_frontend,
+    engine_for,
+    name_engine,
+)
 from runner.words import Words
 
 DEMO_MODEL = "demo"
@@ -70,6 +78,7 @@ def make_plan(settings: Settings, words: Words, tail: tuple[str, ...], *, termin
     card, model_why = _find_card(words.model, named, options, resolve)
     engine = named or engine_for(card)
     check_fit(engine, card)
+    check_flags(engine, settings)
     return Plan(
         engine=EngineSpec(
             name=engine.entry.name,
@@ -101,6 +110,12 @@ def engine_options(options: RunOptions, extra: dict[str, Any]) -> EngineOptions:
         num_nodes=options.num_nodes,
         node_rank=options.node_rank,
         leader_addr=options.leader_addr,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        kv_cache_dtype=options.kv_cache_dtype,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        max_batched_tokens=options.max_batched_tokens,
         seed=options.seed,
         adapters=options.lora,
         start_timeout_s=options.start_timeout_s,

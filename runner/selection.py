@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from model_cards.card import ModelCard
-from runner.config_file import did_you_mean
-from runner.engines import ALIASES, ENGINES, EngineEntry
+from runner.config_file import Settings, did_you_mean
+from runner.engines import ALIASES, ENGINE_FLAGS, ENGINES, EngineEntry
 from runner.errors import UsageError
 from runner.frontends import FRONTENDS, NOT_BUILT
 
@@ -109,6 +109,17 @@ def check_fit(choice: EngineChoice, card: ModelCard) -> None:
     raise UsageError(
         f"out={choice.entry.name} runs {wanted}; {card.source or card.name} is {_KIND_NAMES[card.kind]}{instead}"
     )
+
+
+def check_flags(choice: EngineChoice, settings: Settings) -> None:
+    """Raises UsageError for a flag that the engine does not know: nothing that was asked for is dropped."""
+    for key in ENGINE_FLAGS:
+        if settings.values.get(key) is not None and key not in choice.entry.flags:
+            knowing = ", ".join(
+                f"out={name}" for name, entry in ENGINES.items() if entry.factory and key in entry.flags
+            )
+            flag = key.replace("_", "-")
+            raise UsageError(f"out={choice.entry.name} does not know --{flag}; leave it out (it is for {knowing})")
 
 
 def _third_party_names() -> list[str]:

@@ -19,16 +19,22 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Kinds of weights it can run (ModelCard.kind); `none` if it runs without a model."""
     takes_argument: str = ""
     """What stands after the colon in out=NAME:ARGUMENT (`FILE`, `host:port/model`)."""
+    flags: tuple[str, ...] = ()
+    """Of the flags that only some engines know (ENGINE_FLAGS), those that this one honours, as config keys."""
     instead: str = ""
     """For an engine that is not built yet: what to use."""
 
 
+ENGINE_FLAGS = ("device", "dtype", "quantize", "kv_cache_dtype", "gpu_memory_utilization", "max_batched_tokens")
+"""Flags that are refused unless the engine's row names them."""
+
 _ROWS = (
     EngineEntry(
         name="native",
-        summary="llmrun's own engine, CUDA and CPU",
+        summary="llmrun's own engine on PyTorch, CUDA and CPU",
         models=("hf", "gguf"),
-        instead="out=llamacpp with a GGUF file",
+        factory="runner.engines.native:make_engine",
+        flags=ENGINE_FLAGS,
     ),
     EngineEntry(
         name="llamacpp",

@@ -37,6 +37,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_nodes: int = 1
     node_rank: int = 0
     leader_addr: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    kv_cache_dtype: str | None = None
+    gpu_memory_utilization: float | None = None
+    max_batched_tokens: int | None = None
+    """Tokens of one engine step."""
     seed: int | None = None
     adapters: tuple[str, ...] = ()
     """LoRA files, `PATH` or `NAME=PATH`."""

@@ -27,7 +27,10 @@ from runner.registry import load
 Accelerator = Literal["cuda", "metal", "vulkan"]
 Say = Callable[[str], None]
 
-RECIPES = {"llamacpp": "runner.engines.llamacpp.recipe:RECIPE"}
+RECIPES = {
+    "llamacpp": "runner.engines.llamacpp.recipe:RECIPE",
+    "native": "runner.engines.native.recipe:RECIPE",
+}
 """name -> "module:attr" of a Recipe. Engines that are not here need no installation, or are not built yet."""
 
 

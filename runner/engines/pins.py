@@ -25,3 +25,17 @@ LLAMA_CPP_SOURCE = Pin(
 LLAMA_CPP_PREBUILT = Pin(
     "xllamacpp", "2026.10.11549", "llama.cpp as a prebuilt wheel (AVX2, no AVX512 or AMX): no compiler, half a minute"
 )
+NATIVE = (
+    Pin("torch", "2.13.0", "tensors; every kernel of out=native that is not ours"),
+    Pin("numpy", "2.4.6", "step plans"),
+    Pin("msgspec", "0.22.0", "the protocol with the launcher"),
+    Pin("safetensors", "0.8.0", "reads weights"),
+    Pin("gguf", "0.19.0", "reads weights of GGUF files"),
+    Pin("transformers", "5.24.0", "architectures that have no file in native/models"),
+    Pin("tokenizers", "0.23.3", "the vocabulary, for guided decoding"),
+    Pin("llguidance", "1.9.1", "guided decoding"),
+    Pin("platformdirs", "4.14.5", "where kernels that were compiled here are kept"),
+    Pin("jinja2", "3.1.6", "imported by the model cards"),
+    Pin("psutil", "7.2.2", "free memory and cores"),
+)
+"""The environment of out=native; the first is the one that --version chooses."""

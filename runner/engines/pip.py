@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,24 @@ def install_into(
     code, lines = _run(command, environment, on_line)
     if code != 0:
         raise _failure(requirement, code, lines)
+
+
+def install_environment(folder: Path, requirements: list[str], *, on_line: Callable[[str], None] | None = None) -> None:
+    """Make a virtual environment in `folder` and install `requirements` into it. Raises InstallFailed.
+
+    The launcher's own Python is its base. It may be moved afterwards, as long as only bin/python is run.
+    """
+    code, lines = _run([sys.executable, "-m", "venv", str(folder)], dict(os.environ), on_line)
+    if code != 0:
+        raise _failure("a virtual environment", code, lines)
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
+    code, lines = _run([*command, *requirements], environment, on_line)
+    shutil.rmtree(temporary, ignore_errors=True)
+    if code != 0:
+        raise _failure(", ".join(requirements), code, lines)
 
 
 def _run(command: list[str], env: dict[str, str], on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:

@@ -111,11 +111,18 @@ def test_what_cannot_be_says_why_and_what_instead(words: list[str], given: dict[
         plan(*words, **given)
 
 
-def test_a_hugging_face_folder_says_that_native_is_not_built() -> None:
-    with pytest.raises(UsageError, match=r"x_hf is a Hugging Face folder.*out=native.*not built yet; instead"):
-        plan(model_path="x_hf")
+def test_a_hugging_face_folder_runs_on_native() -> None:
+    chosen = plan(model_path="x_hf")
+    assert chosen.engine.name == "native"
+    assert chosen.why["engine"] == "the model is a Hugging Face folder"
     with pytest.raises(UsageError, match="out=llamacpp runs a GGUF file; x_hf is a Hugging Face folder"):
         plan("out=llamacpp", model_path="x_hf")
+
+
+def test_a_flag_that_the_engine_does_not_know_is_refused() -> None:
+    assert plan(model_path="x_hf", quantize="int8").engine.options.quantize == "int8"
+    with pytest.raises(UsageError, match=r"out=llamacpp does not know --quantize; .*\(it is for out=native\)"):
+        plan("m.gguf", quantize="int8")
 
 
 def test_the_tail_goes_to_python_engines_only() -> None:

@@ -1,0 +1,27 @@
+"""out=native: our own engine on PyTorch, in a child process. This file is the launcher's side: it imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runner.engines.base import Engine, EngineSpec
+
+CHILD = "runner.engines.native.engine:NativeEngine"
+FOLLOWER = "runner.engines.native.follower:FollowerEngine"
+_KILL_AFTER_S = 600.0
+"""A step cannot report in between; the first one may compile kernels."""
+
+
+def make_engine(spec: EngineSpec) -> Engine:
+    """The parent's side. Raises UsageError for options that it cannot honour, EngineStartFailed without torch."""
+    from runner.engines.native.environment import require_python
+    from runner.engines.native.settings import read_settings
+    from runner.engines.process import ProcessEngine
+
+    read_settings(spec)
+    child = FOLLOWER if spec.options.node_rank else CHILD
+    return ProcessEngine(spec, child, python=require_python(), kill_after_s=_KILL_AFTER_S, env=_ENVIRONMENT)
+
+
+_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_OFFLINE": "1"}

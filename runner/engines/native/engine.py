@@ -1,0 +1,185 @@
+"""NativeEngine: our engine as a StepEngine. Owns start and close and the loop; the parts do the work.
+
+    settings -> ranks -> worker (weights, KV cache) -> core, sampler                      (made once, in this order)
+    add(request) -> Sequence -> step(): schedule -> plan -> execute -> sample -> commit     (for each request)
+
+Lives in a child process under a Python with torch. On node 0 it is rank 0; another node only follows (follower.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from model_cards.errors import CardError
+from model_cards.tokenizer import load_tokenizer
+from runner import __version__
+from runner.engines.admission import HONOURED, check_request
+from runner.engines.base import EngineSpec, StepOutput
+from runner.engines.failures import describe
+from runner.engines.guidance import CAPABILITIES as GUIDED
+from runner.engines.guidance import Guide, Matcher
+from runner.engines.native.core import Core, CoreConfig, Scheduled
+from runner.engines.native.sampler import Sampler
+from runner.engines.native.sampling_state import make_state
+from runner.engines.native.settings import read_settings
+from runner.engines.native.team import Team
+from runner.engines.native.worker import Worker
+from runner.errors import EngineFailed, EngineStartFailed, UnsupportedField
+from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
+
+_CAPABILITIES = (*HONOURED, "beam_width", "length_penalty", "min_tokens", *GUIDED)
+
+
+class NativeEngine:
+    """See StepEngine. `progress(phase, share)` may be replaced by a host that shows it."""
+
+    def __init__(self) -> None:
+        self.progress: Callable[[str, float | None], None] = lambda phase, share: None
+        self._done: list[StepOutput] = []
+        self._counter = itertools.count()
+        self._guide: Guide | None = None
+        self._worker: Worker | None = None
+
+    def start(self, spec: EngineSpec) -> EngineInfo:
+        """Load the model, make the KV cache, compute one token. Raises EngineStartFailed, UsageError, CardError."""
+        self._spec = spec
+        self._settings = read_settings(spec)
+        self._team = Team(spec, self._settings, self.progress)
+        try:
+            self._worker = self._team.start()
+        except torch.OutOfMemoryError as error:
+            raise EngineStartFailed(out_of_memory(error, "loading the model")) from error
+        self._make_core(self._worker)
+        return self._info(self._worker)
+
+    def _make_core(self, worker: Worker) -> None:
+        config = CoreConfig(
+            num_blocks=worker.num_blocks,
+            block_size=worker.block_size,
+            max_running=self._settings.max_running,
+            max_batched_tokens=worker.max_batched_tokens,
+            context_length=worker.context_length,
+            prefix_cache=self._settings.prefix_cache,
+            max_queue=self._spec.options.max_queue,
+            vocab_size=worker.vocab_size,
+        )
+        self._core = Core(config)
+        self._sampler = Sampler(worker.vocab_size, worker.device)
+
+    def _info(self, worker: Worker) -> EngineInfo:
+        return EngineInfo(
+            name=self._spec.name,
+            version=f"{__version__} (torch {torch.__version__})",
+            context_length=worker.context_length,
+            max_running=self._settings.max_running,
+            capabilities=_CAPABILITIES,
+            details=worker.describe(),
+        )
+
+    def add(self, request: TokenRequest) -> None:
+        """Queue a request. Raises RequestError for one that can never run, EngineBusy when the queue is full."""
+        assert self._worker is not None
+        check_request(
+            request,
+            engine=self._spec.name,
+            capabilities=_CAPABILITIES,
+            vocab_size=self._worker.vocab_size,
+            context_length=self._worker.context_length,
+        )
+        if request.max_tokens < 1:
+            self._done.append(StepOutput(request.id, TokenDelta([], "length", cached_tokens=0)))
+            return
+        self._core.add(request, make_state(request, seed=self._seed(request), matcher=self._matcher(request)))
+
+    def _seed(self, request: TokenRequest) -> int:
+        """The request's; else the engine's, counted up from request to request; else chance."""
+        if request.sampling.seed is not None:
+            return request.sampling.seed
+        if self._spec.options.seed is not None:
+            return self._spec.options.seed + next(self._counter)
+        return int.from_bytes(os.urandom(8), "little")
+
+    def _matcher(self, request: TokenRequest) -> Matcher | None:
+        if request.sampling.guided is None:
+            return None
+        if self._guide is None:
+            self._guide = self._make_guide()
+        return self._guide.matcher(request.sampling.guided)
+
+    def _make_guide(self) -> Guide:
+        assert self._worker is not None
+        try:
+            tokenizer = load_tokenizer(self._spec.card)
+        except CardError as problem:
+            raise UnsupportedField(f"guided decoding needs this model's tokenizer: {problem}", field="guided") from None
+        return Guide(tokenizer, vocab_size=self._worker.vocab_size, eos_token_ids=self._spec.card.eos_token_ids)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; unknown ids are fine."""
+        self._core.cancel(request_id)
+        self._done = [output for output in self._done if output.id != request_id]
+
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return bool(self._done) or self._core.has_work()
+
+    def step(self) -> list[StepOutput]:
+        """One step for all requests that run. What goes wrong in it ends its own requests; the engine serves on."""
+        done, self._done = self._done, []
+        scheduled = self._core.schedule()
+        if scheduled is None:
+            return done
+        try:
+            return done + self._compute(scheduled)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            return done + self._fail(scheduled, out_of_memory(error, "a step"))
+        except Exception as error:
+            traceback.print_exception(error)
+            return done + self._fail(scheduled, f"the engine failed in a step: {describe(error)}")
+
+    def _compute(self, scheduled: Scheduled) -> list[StepOutput]:
+        assert self._worker is not None
+        self._team.tell(scheduled.plan)
+        logits = self._worker.execute(scheduled.plan)
+        samples = self._sampler.sample(logits, scheduled.sampled) if logits is not None else []
+        return self._core.commit(scheduled, samples)
+
+    def _fail(self, scheduled: Scheduled, message: str) -> list[StepOutput]:
+        """Raises what ends the process where the device or another rank cannot go on."""
+        assert self._worker is not None
+        if self._team.size > 1:
+            raise EngineFailed(f"{message}; with several ranks a failed step ends the engine")
+        self._worker.check_device()
+        return self._core.fail(scheduled, message)
+
+    def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Not yet."""
+        raise UnsupportedField("out=native gives no embeddings; out=llamacpp does, with a GGUF file", field="model")
+
+    def interrupt(self) -> None:
+        """Steps are short: a prompt is computed in chunks."""
+
+    def stats(self) -> dict[str, float]:
+        """See Engine.stats; also how much of all prompts came from the prefix cache, and preemptions."""
+        return self._core.stats() if self._worker is not None else {}
+
+    def close(self) -> None:
+        """Free everything. Safe twice."""
+        if self._worker is not None:
+            self._worker = None
+            self._team.close()
+
+
+def out_of_memory(error: BaseException, when: str) -> str:
+    """What to change when the GPU's memory does not suffice."""
+    first = str(error).splitlines()[0] if str(error) else "out of memory"
+    return (
+        f"out of memory in {when}: {first}; lower --gpu-memory-utilization (more room for steps), --max-batched-tokens "
+        "or --max-running, shorten --context-length, or take --quantize int8 or int4, or a smaller model"
+    )

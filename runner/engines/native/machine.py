@@ -1,0 +1,124 @@
+"""What this machine offers a model: device, number format, memory for the KV cache. Decides, and says why in one line.
+
+Knows torch and the settings, no model code.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.engines.native.settings import Settings
+from runner.errors import EngineStartFailed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+_CPU_SHARE = 0.4
+"""Of the memory that is free after the load, what the KV cache may take on a CPU; the rest is for other programs."""
+_CPU_TOKENS = 65536
+"""Tokens in the KV cache on a CPU where nothing is said: more only costs memory there."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_device(settings: Settings, base_gpu: int, local_rank: int) -> torch.device:
+    """The device of one rank. Raises EngineStartFailed where a GPU is asked for that is not there."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.device == "cpu" or (settings.device == "auto" and not num_gpus):
+        return torch.device("cpu")
+    index = base_gpu + local_rank
+    if index >= num_gpus:
+        found = f"there are {num_gpus} (0 to {num_gpus - 1})" if num_gpus else "torch finds none"
+        raise EngineStartFailed(
+            f"rank {local_rank} of this node needs GPU {index}, and {found}; lower --base-gpu-id or "
+            "--tensor-parallel-size, or use --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def choose_dtype(settings: Settings, config: dict[str, Any], device: torch.device) -> torch.dtype:
+    """The format of weights and activations: what is asked, else the checkpoint's where the device is fast at it."""
+    if settings.dtype != "auto":
+        return DTYPES[settings.dtype]
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    if stored == "float32" or stored not in DTYPES:
+        return torch.float32
+    if device.type == "cuda":
+        return DTYPES[stored] if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if is_fast_at_bfloat16() else torch.float32
+
+
+def is_fast_at_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX, or BF16 on ARM)."""
+    names = ("avx512_bf16", "amx_bf16", "bf16")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split(":", 1)[-1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return any(name in flags for name in names)
+
+
+def choose_kv_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
+    """The format of K and V in the cache."""
+    return dtype if settings.kv_cache_dtype == "auto" else KV_DTYPES[settings.kv_cache_dtype]
+
+
+def free_host_bytes() -> int:
+    """Memory that may be taken without swapping: the system's, or a cgroup's limit where that is smaller."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
+def kv_budget(settings: Settings, device: torch.device, peak_bytes: int) -> int:
+    """Bytes for the KV cache of one rank. `peak_bytes`: what weights and the largest step took at most (CUDA)."""
+    if device.type != "cuda":
+        return int(free_host_bytes() * _CPU_SHARE)
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    budget = int(total * settings.gpu_memory_utilization) - others - peak_bytes
+    if budget <= 0:
+        raise EngineStartFailed(
+            f"the model and one step take {peak_bytes / 2**30:.1f} GiB and other programs {others / 2**30:.1f} GiB of "
+            f"the GPU's {total / 2**30:.1f} GiB; at --gpu-memory-utilization {settings.gpu_memory_utilization:g} nothing "
+            "is left for the KV cache: raise it, use --quantize int8 or int4, --tensor-parallel-size, or a smaller model"
+        )
+    return budget
+
+
+def num_blocks(settings: Settings, device: torch.device, budget: int, block_bytes: int, context_length: int) -> int:
+    """Blocks of the KV cache: what is asked, else what the budget holds (on a CPU no more than is of use)."""
+    if settings.num_blocks is not None:
+        return settings.num_blocks
+    fitting = budget // max(1, block_bytes)
+    if device.type == "cuda":
+        return fitting
+    block_size = settings.block_size or 16
+    return min(fitting, max(2 * context_length, _CPU_TOKENS) // block_size + 1)
+
+
+def use_threads(settings: Settings) -> int:
+    """Set torch's threads; the number of them."""
+    threads = settings.threads or _free_cores()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _free_cores() -> int:
+    from runner.engines.cpus import usable_cores
+
+    return usable_cores()
+
+
+def quiet_threads() -> None:
+    """Before torch is used: compute threads must not spin long on cores that others need."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,105 @@
+"""A rank that is not 0: joins the leader, does what it says, and ends when it is gone.
+
+Serves rank processes (rank_process.py) and the engine process of a follower node (follower.py).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from runner.engines.base import EngineSpec
+from runner.engines.failures import describe
+from runner.engines.native.channel import LOST, Channel, unpack_plan
+from runner.engines.native.worker import Worker, WorkerConfig, decode_config
+from runner.errors import EngineFailed, EngineStartFailed
+
+_RETRY_S = 0.1
+
+
+class Member:
+    """One rank, driven by the leader's messages: load, cache, step, close."""
+
+    def __init__(self, spec: EngineSpec, rank: int, address: tuple[str, int], token: str) -> None:
+        self._spec = spec
+        self._rank = rank
+        self._address = address
+        self._token = token
+        self._channel: Channel | None = None
+        self._worker: Worker | None = None
+        self.config: WorkerConfig | None = None
+        self.is_ready = False
+
+    def join(self, timeout_s: float) -> None:
+        """Connect and say who this is; the leader may start later. Raises EngineStartFailed."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                sock = socket.create_connection(self._address, timeout=5.0)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    host, port = self._address
+                    raise EngineStartFailed(
+                        f"node 0 does not answer at {host}:{port} ({error.strerror or error}); is it started, and is "
+                        "--leader-addr right?"
+                    ) from error
+                time.sleep(_RETRY_S)
+        self._channel = Channel(sock)
+        self._channel.send("hello", {"rank": self._rank, "token": self._token})
+
+    def handle(self, timeout_s: float | None) -> bool:
+        """Do what the next message says; False when it is time to end. Raises EngineFailed when the leader is gone."""
+        assert self._channel is not None
+        message = self._channel.receive(timeout_s)
+        if message is None:
+            return True
+        kind, payload = message
+        if kind in (LOST, "refused"):
+            raise EngineFailed(f"node 0 (rank 0): {payload}")
+        if kind == "close":
+            return False
+        try:
+            self._do(kind, payload)
+        except Exception as error:
+            self._channel.send("failed", describe(error))
+            raise
+        return True
+
+    def _do(self, kind: str, payload: Any) -> None:
+        assert self._channel is not None
+        if kind == "step":
+            assert self._worker is not None
+            self._worker.execute(unpack_plan(payload))
+        elif kind == "load":
+            self.config = decode_config(payload, self._rank)
+            self._worker = Worker(self.config, self._spec.card)
+            self._worker.load()
+            self._channel.send("loaded", self._worker.measure())
+        elif kind == "cache":
+            assert self._worker is not None
+            self._worker.make_cache(payload)
+            self._channel.send("cached")
+        elif kind == "ready":
+            self._channel.watch(self._leader_gone)
+            self.is_ready = True
+
+    def _leader_gone(self, reason: str) -> None:
+        """In the reading thread: the main one may wait for a peer that will never answer."""
+        sys.stderr.write(f"native: rank 0 is gone, which ends rank {self._rank}: {reason}\n")
+        sys.stderr.flush()
+        os._exit(70)
+
+    @property
+    def context_length(self) -> int:
+        """Of the loaded model."""
+        assert self._worker is not None
+        return self._worker.context_length
+
+    def close(self) -> None:
+        """Safe twice."""
+        if self._channel is not None:
+            self._channel.close()

@@ -1,0 +1,139 @@
+"""Settings: what the user asked of out=native, checked. Plain data; torch-free, read by the launcher and by the child."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from runner.engines.base import EngineSpec
+from runner.errors import UsageError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+KvDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
+Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["auto", "torch", "cpu", "triton"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantize": ("int8", "int4"),
+    "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
+    "device": ("auto", "cpu", "cuda"),
+}
+MAX_RUNNING = 256
+"""Requests at once where nothing is said."""
+MAX_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+BLOCK_SIZE = {"cpu": 16, "cuda": 64}
+
+
+class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of --extra-engine-args: flags by their long names, and what no flag says."""
+
+    dtype: Dtype | None = None
+    quantize: Literal["int8", "int4"] | None = None
+    kv_cache_dtype: KvDtype | None = None
+    device: Device | None = None
+    gpu_memory_utilization: float | None = None
+    max_batched_tokens: int | None = None
+    max_running: int | None = None
+    block_size: int | None = None
+    num_blocks: int | None = None
+    """Blocks of the KV cache; None: what memory allows."""
+    prefix_cache: bool = True
+    backend: Backend = "auto"
+    """Which kernels: torch's own, our C++ (cpu), our Triton (cuda)."""
+    cuda_graphs: bool = True
+    implementation: Literal["auto", "native", "transformers"] = "auto"
+    """transformers: its modules with our attention, also where a family file of ours exists."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything decided that needs no look at the machine. None is decided in the child."""
+
+    dtype: Dtype = "auto"
+    quantize: Literal["int8", "int4"] | None = None
+    kv_cache_dtype: KvDtype = "auto"
+    device: Device = "auto"
+    gpu_memory_utilization: float = 0.9
+    max_batched_tokens: int | None = None
+    max_running: int = MAX_RUNNING
+    block_size: int | None = None
+    num_blocks: int | None = None
+    prefix_cache: bool = True
+    backend: Backend = "auto"
+    cuda_graphs: bool = True
+    implementation: Literal["auto", "native", "transformers"] = "auto"
+    threads: int | None = None
+
+
+def read_settings(spec: EngineSpec) -> Settings:
+    """Flags, and --extra-engine-args on top. Raises UsageError naming the option, what was got and what is allowed."""
+    options = spec.options
+    _refuse(spec)
+    chosen: dict[str, Any] = {
+        "dtype": options.dtype,
+        "quantize": options.quantize,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "device": options.device,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "max_batched_tokens": options.max_batched_tokens,
+        "max_running": options.max_running,
+        "block_size": options.kv_cache_block_size,
+        "threads": options.threads,
+    }
+    extra = _parse_extra(options.extra)
+    chosen.update({name: getattr(extra, name) for name in Extra.__struct_fields__ if name in options.extra})
+    settings = _convert({name: value for name, value in chosen.items() if value is not None})
+    _check(settings)
+    return settings
+
+
+def _parse_extra(extra: dict[str, Any]) -> Extra:
+    allowed = Extra.__struct_fields__
+    unknown = sorted(set(extra) - set(allowed))
+    if unknown:
+        raise UsageError(f"out=native: unknown engine argument {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    try:
+        return msgspec.convert(extra, Extra)
+    except msgspec.ValidationError as problem:
+        raise UsageError(f"out=native: engine arguments: {problem}") from None
+
+
+def _convert(values: dict[str, Any]) -> Settings:
+    for name, allowed in _CHOICES.items():
+        if name in values and values[name] not in allowed:
+            flag = name.replace("_", "-")
+            raise UsageError(f"out=native: --{flag}: got {values[name]!r}; allowed: {', '.join(allowed)}")
+    return msgspec.convert(values, Settings)
+
+
+def _check(settings: Settings) -> None:
+    for name in ("max_batched_tokens", "max_running", "block_size", "num_blocks", "threads"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UsageError(f"out=native: {name} must be at least 1, got {value}")
+    if not 0.05 <= settings.gpu_memory_utilization <= 1.0:
+        raise UsageError(
+            f"out=native: --gpu-memory-utilization must be from 0.05 to 1, got {settings.gpu_memory_utilization:g}"
+        )
+    if settings.block_size is not None and settings.block_size & (settings.block_size - 1):
+        raise UsageError(f"out=native: --kv-cache-block-size must be a power of two, got {settings.block_size}")
+
+
+def _refuse(spec: EngineSpec) -> None:
+    options = spec.options
+    if spec.argument:
+        raise UsageError(f"out=native takes no argument, got {spec.argument!r}; the model is named after it")
+    if spec.tail:
+        raise UsageError(f"out=native takes nothing after --, got {' '.join(spec.tail)}; use --extra-engine-args")
+    if options.gpu_layers is not None:
+        raise UsageError("out=native puts all layers on one device; leave --gpu-layers out (see --device)")
+    if options.adapters:
+        raise UsageError("out=native runs no LoRA adapters yet; out=llamacpp does, with GGUF files")
+    if options.tensor_parallel_size % options.num_nodes:
+        raise UsageError(
+            f"--tensor-parallel-size counts the ranks of all nodes: {options.tensor_parallel_size} cannot be divided "
+            f"among --num-nodes {options.num_nodes}"
+        )
+    if options.num_nodes > 1 and options.leader_addr is None:
+        raise UsageError("--num-nodes above 1 needs --leader-addr HOST:PORT, the same on every node (node 0 listens)")
