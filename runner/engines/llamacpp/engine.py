@@ -17,10 +17,10 @@ from model_cards.errors import CardError
 from model_cards.tokenizer import load_tokenizer
 from runner.engines.admission import HONOURED, check_request
 from runner.engines.base import EngineSpec, StepOutput
+from runner.engines.cpus import usable_cores
 from runner.engines.guidance import CAPABILITIES as GUIDED
 from runner.engines.guidance import Guide, Matcher
 from runner.engines.llamacpp.context import Context, DecodeResult
-from runner.engines.llamacpp.cpus import usable_cores
 from runner.engines.llamacpp.embeddings import Embedder, pooling_of
 from runner.engines.llamacpp.library import Library, require_library
 from runner.engines.llamacpp.lora import Adapters, parse_adapters

@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.models import make_random_llama_gguf
 from runner import paths
+from runner.engines import cpus
 from runner.engines.base import EngineOptions, EngineSpec
-from runner.engines.llamacpp import cpus, library, memory, offload, settings
+from runner.engines.llamacpp import library, memory, offload, settings
 from runner.engines.llamacpp.library import Device
 from runner.errors import EngineStartFailed, UsageError
 from tests.runner.fakes import make_card

@@ -1,4 +1,4 @@
-"""How many threads llama.cpp should use: the physical cores that this process may really have.
+"""How many threads an engine should compute with: the physical cores that this process may really have.
 
 More threads than free cores cost a factor, not a percentage: every step waits for the slowest thread (measured, one
 busy core of two: 184 -> 55 tokens/s). Honours CPU affinity, SMT siblings and cgroup quotas (v1 and v2).
