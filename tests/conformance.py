@@ -156,7 +156,7 @@ async def greedy_is_repeatable(engine: Engine, info: EngineInfo, case: EngineCas
 @needs("seed")
 async def same_seed_same_ids(engine: Engine, info: EngineInfo, case: EngineCase) -> None:
     async def sample(seed: int) -> list[int]:
-        sampling = SamplingParams(temperature=1.0, seed=seed)
+        sampling = SamplingParams(temperature=2.0, seed=seed)  # hot: the demo model is sure of itself
         return ids_of(await collect(engine, request(case.prompts[0], max_tokens=24, sampling=sampling)))
 
     assert await sample(7) == await sample(7)
