@@ -159,6 +159,7 @@ async def same_seed_same_ids(engine: Engine, info: EngineInfo, case: EngineCase)
         sampling = SamplingParams(temperature=2.0, seed=seed)  # hot: the demo model is sure of itself
         return ids_of(await collect(engine, request(case.prompts[0], max_tokens=24, sampling=sampling)))
 
+    await sample(7)  # fills the prefix cache: quantised kernels round by the number of rows, and hot sampling shows it
     assert await sample(7) == await sample(7)
     assert len({tuple(await sample(seed)) for seed in range(8)}) > 1
 
