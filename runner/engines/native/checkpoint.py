@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model_cards.errors import ModelFileError, ModelNotFound
+from model_cards.hf_card import read_json
 from model_cards.hf_weights import weight_files
 
 
@@ -121,4 +122,19 @@ def open_folder(folder: Path) -> TensorSource:
     files = weight_files(folder)
     if not files:
         raise ModelNotFound(f"{folder} has no weights: neither *.safetensors nor pytorch_model*.bin")
+    _check_index(folder, files)
     return SafetensorsSource(files) if files[0].suffix == ".safetensors" else BinSource(files)
+
+
+def _check_index(folder: Path, files: list[Path]) -> None:
+    """Every file that the index of a sharded checkpoint lists is there."""
+    kind = "model.safetensors" if files[0].suffix == ".safetensors" else "pytorch_model.bin"
+    index = read_json(folder / f"{kind}.index.json")
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    missing = sorted(names - {path.name for path in files})
+    if missing:
+        raise ModelFileError(
+            f"{folder} lacks {len(missing)} of {len(names)} weight files, among them {missing[0]}: the download is "
+            "incomplete; download it again"
+        )

@@ -1,0 +1,130 @@
+"""Loading: formats, prefixes, shards, progress, and errors that name the tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from model_cards.errors import ModelFileError, ModelNotFound  # noqa: E402
+from runner.engines.native.layers.linear import Linear  # noqa: E402
+from runner.engines.native.parallel import Parallel  # noqa: E402
+from tests.runner.engines.native.families import load_folder, toy  # noqa: E402
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved toy llama."""
+    toy(transformers.LlamaConfig, transformers.LlamaForCausalLM).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change tensors of the folder's file; None removes one."""
+    weights = load_file(folder / "model.safetensors")
+    weights.update({name.replace("__", "."): value for name, value in changes.items()})
+    save_file({name: value for name, value in weights.items() if value is not None}, folder / "model.safetensors")
+
+
+def same(ours: Any, wanted: Any) -> bool:
+    """All parameters are equal."""
+    return all(torch.equal(a, b) for a, b in zip(ours.parameters(), wanted.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "language_model.model.", "model.language_model."])
+def test_prefixes(folder: Path, prefix: str) -> None:
+    wanted = load_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("model.", prefix): value for name, value in weights.items()}
+    save_file(renamed, folder / "model.safetensors")
+    assert same(load_folder(folder), wanted)
+
+
+def test_bin(folder: Path) -> None:
+    wanted = load_folder(folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert same(load_folder(folder), wanted)
+
+
+def test_bin_that_is_no_checkpoint(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFound, match="has no weights"):
+        load_folder(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelFileError, match=r"pytorch_model\.bin.*download it again"):
+        load_folder(folder)
+
+
+def test_converts_to_the_models_dtype(folder: Path) -> None:
+    model = load_folder(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_missing_tensor(folder: Path) -> None:
+    edit(folder, model__layers__1__mlp__up_proj__weight=None)
+    with pytest.raises(ModelFileError, match=r"model\.layers\.1\.mlp\.up_proj\.weight of shape \[96, 64\]"):
+        load_folder(folder)
+
+
+def test_misshapen_tensor(folder: Path) -> None:
+    edit(folder, model__norm__weight=torch.zeros(63))
+    with pytest.raises(ModelFileError, match=r"model\.norm\.weight in .*model\.safetensors has shape \[63\].*\[64\]"):
+        load_folder(folder)
+
+
+def test_packed_tensor(folder: Path) -> None:
+    edit(folder, lm_head__weight=torch.zeros(128, 64, dtype=torch.int32))
+    with pytest.raises(ModelFileError, match=r"lm_head\.weight .* is int32"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("length", [4, 100, 4000, -1])
+def test_truncated_file(folder: Path, length: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ModelFileError, match=r"model\.safetensors .*incomplete or corrupt"):
+        load_folder(folder)
+
+
+def test_missing_shard(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "models" / "stories3m-bf16-sharded-hf"
+    for name in ("config.json", "model-00001-of-00004.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).symlink_to(source / name)
+    with pytest.raises(ModelFileError, match=r"lacks 3 of 4 weight files, among them model-00002-of-00004"):
+        load_folder(tmp_path)
+
+
+def test_progress_and_replacement(folder: Path) -> None:
+    seen: list[float] = []
+    replaced: list[str] = []
+
+    def replace(path: str, module: Any) -> Any:
+        if not isinstance(module, Linear):
+            return None
+        replaced.append(path)
+        return torch.nn.Identity()
+
+    model = load_folder(folder, progress=lambda phase, share: seen.append(share), replace=replace)
+    assert seen[0] == 0.0 and seen[-1] == 1.0 and seen == sorted(seen)
+    assert len(replaced) == 8
+    assert isinstance(model.get_submodule("layers.1.mlp.down"), torch.nn.Identity)
+
+
+def test_a_rank_holds_and_reads_its_share(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    whole = load_folder(folder)
+    halves = [load_folder(folder, parallel=Parallel(rank, 2)) for rank in range(2)]
+    downs = [half.get_submodule("layers.0.mlp.down").weight for half in halves]
+    assert torch.equal(torch.cat(downs, 1), whole.get_submodule("layers.0.mlp.down").weight)
+    assert halves[0].head.weight.shape == (config["vocab_size"] // 2, 64)
+    q, kv = whole.get_submodule("layers.0.attn.qkv").weight.split((64, 64))
+    rank1 = torch.cat([q[32:], kv[16:32], kv[48:]])
+    assert torch.equal(halves[1].get_submodule("layers.0.attn.qkv").weight, rank1)
