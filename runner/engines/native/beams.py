@@ -66,15 +66,14 @@ class BeamSearch:
         ranked = self._rank(candidates)
         is_last = length >= self._max_tokens
         ends = [is_last or token in self._stop_ids for _, _, token, _ in ranked]
-        scale = self._scale(length)
         for entry, is_end in zip(ranked[: self._width], ends, strict=False):
             if is_end:
                 beam = self._extended(entry, candidates)
-                self._hypotheses.append(beam._replace(score=beam.score / scale))
+                self._hypotheses.append(beam._replace(score=self._penalised(beam.score, length)))
         self._hypotheses.sort(key=lambda beam: -beam.score)  # stable: of equals, the older stays in front
         del self._hypotheses[self._width :]
         following = [entry for entry, is_end in zip(ranked, ends, strict=True) if not is_end][: self._width]
-        if not following or not self._can_improve(following[0][0] / scale):
+        if not following or not self._can_improve(self._penalised(following[0][0], length)):
             return []
         self._beams = [self._extended(entry, candidates) for entry in following]
         return [Pick(parent, token) for _, parent, token, _ in following]
@@ -97,9 +96,9 @@ class BeamSearch:
             logprobs = [*logprobs, TokenLogprob(token, logprob, candidates[parent][: self._num_top])]
         return _Beam(score, [*beam.token_ids, token], logprobs)
 
-    def _scale(self, length: int) -> np.float32:
-        with np.errstate(over="ignore", under="ignore"):
-            return np.float32(np.power(np.float64(length), self._penalty))
+    def _penalised(self, score: np.float32, length: int) -> np.float32:
+        with np.errstate(all="ignore"):
+            return np.float32(score / np.float32(np.power(np.float64(length), self._penalty)))
 
     def _can_improve(self, best_running: np.float32) -> bool:
         return len(self._hypotheses) < self._width or bool(best_running > self._hypotheses[-1].score)

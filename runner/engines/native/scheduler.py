@@ -186,13 +186,17 @@ class Scheduler:
         return True
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Cached blocks of its tokens but the last: that one is computed in any case, for its logits.
+        """The cached blocks that it can start with."""
+        num_tokens = len(sequence.token_ids)
+        extend_hashes(sequence.hashes, sequence.token_ids, self._block_size, sequence.group.salt, num_tokens)
+        return self.pool.find(sequence.hashes[: self._num_sharable(sequence)])
+
+    def _num_sharable(self, sequence: Sequence) -> int:
+        """Full blocks of its tokens but the last: that one is computed in any case, for its logits.
 
         Where only the last token is missing its whole block is computed again: nobody writes to a shared block.
         """
-        num_tokens = len(sequence.token_ids)
-        extend_hashes(sequence.hashes, sequence.token_ids, self._block_size, sequence.group.salt, num_tokens)
-        return self.pool.find(sequence.hashes[: (num_tokens - 1) // self._block_size])
+        return (len(sequence.token_ids) - 1) // self._block_size
 
     def _place(self, sequence: Sequence, prefix: list[int], reserve: int) -> bool:
         """Give it a row and blocks for all its tokens, if `reserve` blocks stay free besides."""
@@ -213,9 +217,9 @@ class Scheduler:
         For every second sequence that runs a block stays free, to grow into. One whose prefix is being computed in
         this very step waits for the next one, to share it (several answers to one prompt).
         """
-        in_work: set[bytes] = set()
-        for chunk in step.chunks:
-            in_work.update(self._hashes_of(chunk))
+        if self._num_seats == self._config.max_running:
+            return
+        in_work = {one for chunk in step.chunks if chunk.num_new > 1 for one in self._hashes_of(chunk)}
         while self.waiting and step.budget:
             group = next(iter(self.waiting))
             leader = group.sequences[0]
@@ -223,7 +227,7 @@ class Scheduler:
             if self._num_seats + group.width > self._config.max_running or self.pool.num_free <= reserve:
                 return
             prefix = self._find_prefix(leader)
-            if leader.hashes[len(prefix) : len(prefix) + 1] and leader.hashes[len(prefix)] in in_work:
+            if len(prefix) < self._num_sharable(leader) and leader.hashes[len(prefix)] in in_work:
                 return
             if not self._place(leader, prefix, reserve):
                 return
