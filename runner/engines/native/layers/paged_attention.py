@@ -18,6 +18,8 @@ from torch import Tensor
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
 
+_MAX_QUERIES = 512
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -30,8 +32,9 @@ class _Group:
     context_lens: list[int]
     tables: Tensor
     """[sequences, blocks]"""
-    key_starts: int = 0
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    parts: list[_Group] = field(default_factory=list)
 
     @property
     def key_len(self) -> int:
@@ -42,6 +45,15 @@ class _Group:
         lens = torch.tensor(self.context_lens, device=device)[:, None, None]
         queries = torch.arange(-self.query_len, 0, device=device)[None, :, None] + lens
         return queries - torch.arange(self.key_len, device=device)
+
+    def split(self) -> list[_Group]:
+        """A long prefill chunk as several, so that masks and scores stay small; later ones see more keys."""
+        if not self.parts:
+            for start in range(0, self.query_len, _MAX_QUERIES):
+                stop = min(start + _MAX_QUERIES, self.query_len)
+                seen = self.key_len - self.query_len + stop
+                self.parts.append(_Group(slice(start, stop), 1, stop - start, [seen], self.tables))
+        return self.parts
 
     def mask(self, window: int | None, device: torch.device) -> Tensor | None:
         """Which keys each query sees, [sequences, 1, queries, keys]; None for all."""
@@ -168,10 +180,35 @@ def _attend(
     softcap: float | None,
     alibi_slopes: Tensor | None,
 ) -> Tensor:
-    """[sequences * queries, heads, head_dim]. The heads that share K and V become further queries of one head."""
+    """[sequences * queries, heads, head_dim]"""
+    is_plain = softcap is None and alibi_slopes is None and (window is None or window >= group.key_len)
+    if is_plain and group.query_len == group.key_len:
+        q, k, v = (heads.transpose(-3, -2) for heads in (q.unsqueeze(0), k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return out[0].transpose(0, 1)
+    if group.query_len <= _MAX_QUERIES:
+        return _attend_masked(q, k, v, group, scale, window, softcap, alibi_slopes)
+    return torch.cat([
+        _attend_masked(q[part.rows], k[:, : part.key_len], v[:, : part.key_len], part, scale, window, softcap,
+                       alibi_slopes)
+        for part in group.split()
+    ])  # fmt: skip
+
+
+def _attend_masked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: _Group,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    alibi_slopes: Tensor | None,
+) -> Tensor:
+    """The heads that share K and V become further queries of one head."""
     num, queries, heads, kv_heads, dim = group.num_sequences, group.query_len, q.shape[1], k.shape[2], q.shape[2]
     shared = heads // kv_heads
-    q = q.view(num, queries, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).reshape(num, kv_heads, -1, dim)
+    q = q.reshape(num, queries, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).reshape(num, kv_heads, -1, dim)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     mask = group.mask(window, q.device)
     if mask is not None:

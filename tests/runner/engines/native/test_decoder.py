@@ -80,12 +80,20 @@ def test_without_a_cache(folder: Path) -> None:
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("has_alibi", [False, True])
-def test_paged_attention_is_the_plain_formula(window: int | None, softcap: float | None, has_alibi: bool) -> None:
+def test_paged_attention_is_the_plain_formula(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, softcap: float | None, has_alibi: bool
+) -> None:
+    monkeypatch.setattr("runner.engines.native.layers.paged_attention._MAX_QUERIES", 4)
     generator = torch.Generator().manual_seed(0)
     layer = KVCache(1, 32, 4, 2, 8, torch.float32, "cpu").layers[0]
     runner = object.__new__(Runner)
     runner.free = list(range(32))
-    streams = [(runner.stream([0] * 17), 1), (runner.stream([0] * 9), 6), (runner.stream([0] * 12), 1)]
+    streams = [
+        (runner.stream([0] * 17), 1),
+        (runner.stream([0] * 9), 6),
+        (runner.stream([0] * 10), 10),
+        (runner.stream([0] * 12), 1),
+    ]
     slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625]) if has_alibi else None
     wanted, queries = [], []
     for stream, count in streams:
