@@ -23,6 +23,7 @@ MEASUREMENTS: dict[str, str] = {
     "gguf_vocab": "metadata and tokenizer of a 128k-token GGUF against gguf.GGUFReader",
     "startup": "--help, and a first answer from cold start",
     "memory": "the launcher's memory while it serves HTTP",
+    "native_scheduler": "out=native: schedule and commit, per sequence and step, 256 running",
     "chaos_kill_child": "kill -9 of the engine's process under 32 streams",
     "chaos_kill_launcher": "kill -9 of the launcher",
     "chaos_vanish": "200 clients that connect and vanish",

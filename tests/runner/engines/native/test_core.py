@@ -261,15 +261,15 @@ def test_beams_that_can_never_fit_are_refused() -> None:
 
 def test_beams_come_back_into_the_room_that_they_were_admitted_for() -> None:
     """The prompt is held once for all of them: the leader is computed first, the others find its blocks."""
-    request = make_request("beams", list(range(12)), 6, sampling=beams(3))
-    num_blocks = Group(request, 0, b"").max_blocks(2)
-    core, model, client = make_engine(num_blocks=num_blocks, block_size=2, max_batched_tokens=5)
+    request = make_request("beams", list(range(16)), 2, sampling=beams(3))
+    num_blocks = Group(request, 0, b"").max_blocks(1)
+    core, model, client = make_engine(num_blocks=num_blocks, block_size=1, max_batched_tokens=12)
     core.add(request)
-    for _ in range(6):
+    for _ in range(2):
         step(core, model, client)
     scheduler = core._scheduler
     (group,) = scheduler.running
-    assert len(group.sequences) == 3
+    assert [len(sequence.token_ids) for sequence in group.sequences] == [17, 17, 17]
     scheduler.preempt(group)
     scheduler.pool.free_all([scheduler.pool.allocate() for _ in range(num_blocks)])  # nothing is cached any more
     run(core, model, client)
