@@ -101,8 +101,32 @@ class Server:
         self._soon(self._broadcast, frames.FAILED, failure)
 
     def outputs(self, outputs: list[StepOutput]) -> None:
-        """See hosts.Sink."""
-        self._soon(self._send_outputs, outputs)
+        """See hosts.Sink. The hot call: into the socket without waking the socket thread, where that is possible.
+
+        It shares `_routes` and `ids` with that thread: single operations on dicts only, each of which is atomic.
+        """
+        batches: dict[Peer, list[tuple[int, TokenDelta]]] = {}
+        failed: list[StepOutput] = []
+        for output in outputs:
+            route = self._routes.get(output.id)
+            if route is None:
+                continue
+            delta = output.delta
+            if delta is not None:
+                peer, key = route
+                if peer in batches:
+                    batches[peer].append((key, delta))
+                else:
+                    batches[peer] = [(key, delta)]
+                if delta.finish is not None:
+                    self._end(output.id)
+            if output.error is not None:
+                failed.append(output)
+        for peer, batch in batches.items():
+            if not peer.try_send_tokens(batch):
+                self._soon(peer.send_queued, batch)
+        for output in failed:
+            self._soon(self._send_error, output.id, partial(output_to_reply, output))
 
     def texts(self, deltas: list[tuple[str, TextDelta]]) -> None:
         """See hosts.Sink."""
@@ -267,29 +291,6 @@ class Server:
     def _broadcast(self, kind: int, payload: Any) -> None:
         for peer in self._peers:
             peer.send(kind, payload)
-
-    def _send_outputs(self, outputs: list[StepOutput]) -> None:
-        batches: dict[Peer, list[tuple[int, TokenDelta]]] = {}
-        failed: list[StepOutput] = []
-        for output in outputs:
-            route = self._routes.get(output.id)
-            if route is None:
-                continue
-            delta = output.delta
-            if delta is not None:
-                peer, key = route
-                if peer in batches:
-                    batches[peer].append((key, delta))
-                else:
-                    batches[peer] = [(key, delta)]
-                if delta.finish is not None:
-                    self._end(output.id)
-            if output.error is not None:
-                failed.append(output)
-        for peer, batch in batches.items():
-            peer.send_tokens(batch)
-        for output in failed:
-            self._send_error(output.id, partial(output_to_reply, output))
 
     def _send_texts(self, deltas: list[tuple[str, TextDelta]]) -> None:
         batches: dict[Peer, list[tuple[int, TextDelta]]] = {}

@@ -1,9 +1,16 @@
-"""Peer: the child's end of one connection to a process of the launcher. Knows frames and back-pressure, no engine."""
+"""Peer: the child's end of one connection to a process of the launcher. Knows frames and back-pressure, no engine.
+
+Two threads write. The engine thread sends a step's deltas itself (`try_send_tokens`) while nothing is in front of them:
+waking the socket thread for each step would take a core from the threads that compute. In every other case, and for
+every other message, the socket thread writes, through its transport. One lock keeps frames whole and in order.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
+import threading
 from typing import Any, Protocol, cast
 
 from runner.engines import frames
@@ -26,7 +33,12 @@ class Router(Protocol):
 
 
 class Peer(asyncio.Protocol):
-    """One connection. Deltas for a slow reader wait here, merged per request, so that memory stays bounded."""
+    """One connection. Deltas for a slow reader wait here, merged per request, so that memory stays bounded.
+
+    What is sent, in order, and who sends it:
+
+        _direct (engine thread) | _rest: the end of a frame that did not fit | the transport's buffer | _tokens, _texts
+    """
 
     def __init__(self, server: Router, *, is_owner: bool) -> None:
         self.server = server
@@ -34,6 +46,10 @@ class Peer(asyncio.Protocol):
         self.ids: dict[int, str] = {}
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._lock = threading.RLock()
+        self._direct: socket.socket | None = None
+        self._rest = b""
+        self._num_queued = 0
         self._is_paused = False
         self._tokens: dict[int, TokenDelta] = {}
         self._texts: dict[int, list[TextDelta]] = {}
@@ -41,6 +57,9 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the server."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._direct = sock.dup()
         self.server.join(self)
 
     def data_received(self, data: bytes) -> None:
@@ -55,54 +74,104 @@ class Peer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave the server."""
+        with self._lock:
+            if self._direct is not None:
+                self._direct.close()
+                self._direct = None
         self.server.leave(self)
 
     def pause_writing(self) -> None:
         """The transport's buffer is above its high-water mark."""
-        self._is_paused = True
+        with self._lock:
+            self._is_paused = True
 
     def resume_writing(self) -> None:
         """The reader has caught up."""
-        self._is_paused = False
-        self._flush()
+        with self._lock:
+            self._is_paused = False
+            self._flush()
 
     def send(self, kind: int, payload: Any) -> None:
         """Write one message, after all that waits."""
-        self._flush()
-        self._write(kind, payload)
+        with self._lock:
+            self._flush()
+            self._write(kind, payload)
 
     def send_idle(self, kind: int, payload: Any) -> None:
         """Write one message that nobody misses when the reader is slow."""
-        if not self._is_paused:
-            self._write(kind, payload)
+        with self._lock:
+            if not self._is_paused:
+                self._write(kind, payload)
+
+    def try_send_tokens(self, deltas: list[tuple[int, TokenDelta]]) -> bool:
+        """Engine thread: one step's deltas straight into the socket, or False: have `send_queued` called.
+
+        Also False after a frame that did not fit in whole: deltas stay in order, and whoever is behind gets its tokens
+        merged by the socket thread.
+        """
+        with self._lock:
+            if not self._send_now(deltas):
+                self._num_queued += 1
+                return False
+            return True
+
+    def _send_now(self, deltas: list[tuple[int, TokenDelta]]) -> bool:
+        transport = self._transport
+        if self._direct is None or transport is None or self._num_queued or self._is_paused or self._rest:
+            return False
+        if transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        frame = frames.encode(frames.DELTAS, deltas)
+        try:
+            num_sent = self._direct.send(frame)
+        except OSError:  # full, or gone, of which the transport hears too
+            return False
+        if num_sent == len(frame):
+            return True
+        self._rest = bytes(frame[num_sent:])
+        deltas.clear()
+        return False
+
+    def send_queued(self, deltas: list[tuple[int, TokenDelta]]) -> None:
+        """Socket thread: what `try_send_tokens` left."""
+        with self._lock:
+            self._num_queued -= 1
+            self._write_rest()
+            if deltas:
+                self.send_tokens(deltas)
 
     def send_tokens(self, deltas: list[tuple[int, TokenDelta]]) -> None:
         """One step's deltas in one write."""
-        if not self._is_paused:
-            self._write(frames.DELTAS, deltas)
-            return
-        for key, delta in deltas:
-            waiting = self._tokens.get(key)
-            self._tokens[key] = own_delta(delta) if waiting is None else merge_tokens(waiting, delta)
+        with self._lock:
+            if not self._is_paused:
+                self._write(frames.DELTAS, deltas)
+                return
+            for key, delta in deltas:
+                waiting = self._tokens.get(key)
+                self._tokens[key] = own_delta(delta) if waiting is None else merge_tokens(waiting, delta)
 
     def send_texts(self, deltas: list[tuple[int, TextDelta]]) -> None:
         """As send_tokens, for text."""
-        if not self._is_paused:
-            self._write(frames.TEXTS, deltas)
-            return
-        for key, delta in deltas:
-            push_text(self._texts.setdefault(key, []), delta)
+        with self._lock:
+            if not self._is_paused:
+                self._write(frames.TEXTS, deltas)
+                return
+            for key, delta in deltas:
+                push_text(self._texts.setdefault(key, []), delta)
 
     def forget(self, key: int) -> None:
         """Drop what waits for a cancelled request."""
-        self._tokens.pop(key, None)
-        self._texts.pop(key, None)
+        with self._lock:
+            self._tokens.pop(key, None)
+            self._texts.pop(key, None)
 
     def close(self) -> None:
         """Write out what waits, then close."""
-        self._flush()
-        assert self._transport is not None
-        self._transport.close()
+        with self._lock:
+            self._write_rest()
+            self._flush()
+            assert self._transport is not None
+            self._transport.close()
 
     def _flush(self) -> None:
         if self._tokens:
@@ -112,7 +181,14 @@ class Peer(asyncio.Protocol):
             texts, self._texts = self._texts, {}
             self._write(frames.TEXTS, [(key, delta) for key, waiting in texts.items() for delta in waiting])
 
+    def _write_rest(self) -> None:
+        assert self._transport is not None
+        rest, self._rest = self._rest, b""
+        if rest and not self._transport.is_closing():
+            self._transport.write(rest)
+
     def _write(self, kind: int, payload: Any) -> None:
+        self._write_rest()
         assert self._transport is not None
         if not self._transport.is_closing():
             self._transport.write(frames.encode(kind, payload))

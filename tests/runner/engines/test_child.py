@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,99 @@ def test_what_waits_for_a_cancelled_request_is_dropped() -> None:
     peer.forget(1)
     peer.resume_writing()
     assert messages(transport) == [(frames.DELTAS, [(2, TokenDelta([6]))])]
+
+
+async def over_socketpair(send_buffer: int | None = None) -> tuple[Peer, socket.socket]:
+    """A peer on a real transport, and the launcher's end."""
+    ours, theirs = socket.socketpair()
+    if send_buffer is not None:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    peer = Peer(_Router(), is_owner=False)
+    await asyncio.get_running_loop().create_unix_connection(lambda: peer, sock=ours)
+    theirs.setblocking(False)
+    return peer, theirs
+
+
+async def received(theirs: socket.socket, num_tokens: int) -> list[tuple[int, object]]:
+    """Every message until request 1 has so many tokens."""
+    reader = FrameReader()
+    found: list[tuple[int, object]] = []
+    while sum(map(len, map(tokens_of, found))) < num_tokens:
+        found += reader.feed(await asyncio.get_running_loop().sock_recv(theirs, 65536))
+    return found
+
+
+def tokens_of(message: tuple[int, object]) -> list[int]:
+    kind, payload = message
+    if kind != frames.DELTAS:
+        return []
+    assert isinstance(payload, list)
+    return [token for key, delta in payload if key == 1 for token in delta.token_ids]
+
+
+async def test_a_step_leaves_from_the_engine_thread() -> None:
+    """No turn of the socket thread's loop lies between the step and the launcher."""
+    peer, theirs = await over_socketpair()
+    assert await asyncio.to_thread(peer.try_send_tokens, [(1, TokenDelta([5]))])
+    reader = FrameReader()
+    assert list(reader.feed(theirs.recv(65536))) == [(frames.DELTAS, [(1, TokenDelta([5]))])]
+    peer.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert theirs.recv(1) == b""  # the second handle of the socket is closed too
+    theirs.close()
+
+
+async def test_both_threads_write_to_a_slow_reader_and_nothing_is_lost_or_cut() -> None:
+    """Steps of all sizes from the engine thread, among the socket thread's own frames, through a small buffer."""
+    peer, theirs = await over_socketpair(send_buffer=4096)
+    loop = asyncio.get_running_loop()
+    num_steps = 3000
+
+    def steps() -> int:
+        at = num_direct = 0
+        for step in range(num_steps):
+            size = 1 + step % 97
+            batch = [(1, TokenDelta(list(range(at, at + size)))), (2, TokenDelta([step]))]
+            at += size
+            if peer.try_send_tokens(batch):
+                num_direct += 1
+            else:
+                loop.call_soon_threadsafe(peer.send_queued, batch)
+        return num_direct
+
+    async def beats() -> None:
+        while True:
+            peer.send_idle(frames.HEARTBEAT, frames.Heartbeat({"num_running": 1.0}))
+            await asyncio.sleep(0)
+
+    total = sum(1 + step % 97 for step in range(num_steps))
+    beating = asyncio.create_task(beats())
+    num_direct, messages = await asyncio.gather(asyncio.to_thread(steps), received(theirs, total))
+    beating.cancel()
+    assert [token for message in messages for token in tokens_of(message)] == list(range(total))
+    assert 0 < num_direct < num_steps
+    peer.close()
+    theirs.close()
+
+
+async def test_an_error_never_overtakes_the_deltas_of_its_request() -> None:
+    peer, theirs = await over_socketpair(send_buffer=4096)
+    loop = asyncio.get_running_loop()
+    batch = [(1, TokenDelta(list(range(50_000))))]  # more than the socket takes at once
+    assert not await asyncio.to_thread(peer.try_send_tokens, batch)
+    loop.call_soon(peer.send_queued, batch)
+    later = [(1, TokenDelta([-1]))]
+    assert not await asyncio.to_thread(peer.try_send_tokens, later)  # it would arrive in the middle of a frame
+    loop.call_soon(peer.send_queued, later)
+    loop.call_soon(peer.send, frames.ERROR, frames.ErrorReply(1, "EngineFailed", "no"))
+    reader = FrameReader()
+    found: list[tuple[int, object]] = []
+    while not found or found[-1][0] != frames.ERROR:
+        found += reader.feed(await loop.sock_recv(theirs, 65536))
+    assert [token for message in found for token in tokens_of(message)] == [*range(50_000), -1]
+    peer.close()
+    theirs.close()
 
 
 def test_a_peer_that_sends_garbage_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
