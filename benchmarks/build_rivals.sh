@@ -12,7 +12,8 @@ folder=$(cd "$folder" && pwd)
 python=${PYTHON:-python3}
 
 # gcc 12 miscompiles ggml's AMX code (an asm operand that is too small drops the stores before it): pre-include the right
-# intrinsic, as `llmrun engines install llamacpp` does. Compilers and processors without AMX are not affected.
+# intrinsic, as `llmrun engines install llamacpp` does. Compilers and processors without AMX are not affected. It also
+# hides AVX512-FP16, with which ggml's attention over heads of 64 leaves SIMD: rivals gain what we gain.
 cat > "$folder/amxfix.h" <<'HEADER'
 #pragma once
 #if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
@@ -22,6 +23,7 @@ static inline __attribute__((always_inline)) void load_tile_config(const void *c
 }
 #define _tile_loadconfig(config) load_tile_config(config)
 #endif
+#undef __AVX512FP16__
 HEADER
 
 "$python" -m venv "$folder/venv"
