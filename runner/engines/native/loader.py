@@ -21,6 +21,8 @@ from runner.engines.native.layers.decoder import Decoder
 from runner.engines.native.spec import DecoderSpec
 from runner.engines.native.weights import Fill, Fillable, Located, Names, locate
 
+_PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""8-bit floats mean nothing without the scales beside them."""
 Progress = Callable[[str, float], None]
 """(phase, share done 0..1)"""
 Replace = Callable[[str, nn.Module], nn.Module | None]
@@ -80,10 +82,10 @@ def read_fill(fill: Fill, found: Located, source: TensorSource) -> Tensor:
     # an array of rows is read as the range that holds them, then picked from
     ranges = tuple(part if isinstance(part, slice) else _hull(part) for part in found.indices)
     tensor = source.read(found.name, ranges)
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _PLAIN:
         raise ModelFileError(
             f"tensor {found.name} in {source.file(found.name)} is {str(tensor.dtype).removeprefix('torch.')}; "
-            "a floating type is wanted: this kind of quantised checkpoint is not supported"
+            "float32, float16 or bfloat16 is wanted: this kind of quantised checkpoint is not supported"
         )
     for dim, part in enumerate(found.indices):
         if not isinstance(part, slice):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
 from runner.engines.native.layers.ops import HeadNorms, Rotation
-from runner.engines.native.layers.paged_attention import plain_attention
+from runner.engines.native.layers.paged_attention import Scores, plain_attention
 from runner.engines.native.layers.torch_ops import OPS
 
 
@@ -51,15 +51,11 @@ class Attention(nn.Module):
         return self._attend(q, k, v, batch)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        slopes = self._slopes(q.device)
+        scores = Scores(self.scale, self.window, self.softcap, self._slopes(q.device))
         if self.cache is None:
-            out = plain_attention(
-                q, k, v, batch, scale=self.scale, window=self.window, softcap=self.softcap, alibi_slopes=slopes
-            )
+            out = plain_attention(q, k, v, batch, scores)
         else:
-            out = self.ops.paged_attention(
-                q, self.cache, batch, scale=self.scale, window=self.window, softcap=self.softcap, alibi_slopes=slopes
-            )
+            out = self.ops.paged_attention(q, self.cache, batch, **scores._asdict())
         return out.view(len(q), -1)
 
     def _slopes(self, device: torch.device) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,15 @@ from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
 
 _MAX_QUERIES = 512
+
+
+class Scores(NamedTuple):
+    """How a layer turns q k into weights; slopes [heads] float32."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    alibi_slopes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,32 +91,22 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of q [tokens, heads, head_dim] over the cached context of each sequence."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    scores = Scores(scale, window, softcap, alibi_slopes)
     for group in _groups(batch, cache.block_size):
         k = _gather(cache.k, cache.k_scale, group, q.dtype)
         v = _gather(cache.v, cache.v_scale, group, q.dtype)
-        out[group.rows] = _attend(q[group.rows], k, v, group, scale, window, softcap, alibi_slopes)
+        out[group.rows] = _attend(q[group.rows], k, v, group, scores)
     return out
 
 
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    batch: Batch,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, scores: Scores) -> Tensor:
     """The same without a cache: each sequence sees its own tokens of this step only (the memory profile's run)."""
     assert batch.plan is not None
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    starts = batch.plan.query_starts.tolist()
-    for start, stop in itertools.pairwise(starts):
+    for start, stop in itertools.pairwise(batch.plan.query_starts.tolist()):
         rows = slice(start, stop)
         group = _Group(rows, 1, stop - start, [stop - start], batch.block_tables)
-        out[rows] = _attend(q[rows], k[None, rows], v[None, rows], group, scale, window, softcap, alibi_slopes)
+        out[rows] = _attend(q[rows], k[None, rows], v[None, rows], group, scores)
     return out
 
 
@@ -170,60 +170,47 @@ def _gather(store: Tensor, scales: Tensor | None, group: _Group, dtype: torch.dt
     return values[:, : group.key_len].to(dtype)
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: _Group,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    alibi_slopes: Tensor | None,
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, group: _Group, scores: Scores) -> Tensor:
     """[sequences * queries, heads, head_dim]"""
-    is_plain = softcap is None and alibi_slopes is None and (window is None or window >= group.key_len)
+    has_window = scores.window is not None and scores.window < group.key_len
+    is_plain = scores.softcap is None and scores.alibi_slopes is None and not has_window
     if is_plain and group.query_len == group.key_len:
         q, k, v = (heads.transpose(-3, -2) for heads in (q.unsqueeze(0), k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scores.scale, enable_gqa=True)
         return out[0].transpose(0, 1)
     if group.query_len <= _MAX_QUERIES:
-        return _attend_masked(q, k, v, group, scale, window, softcap, alibi_slopes)
+        return _attend_masked(q, k, v, group, scores)
     return torch.cat([
-        _attend_masked(q[part.rows], k[:, : part.key_len], v[:, : part.key_len], part, scale, window, softcap,
-                       alibi_slopes)
+        _attend_masked(q[part.rows], k[:, : part.key_len], v[:, : part.key_len], part, scores)
         for part in group.split()
     ])  # fmt: skip
 
 
-def _attend_masked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: _Group,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    alibi_slopes: Tensor | None,
-) -> Tensor:
+def _attend_masked(q: Tensor, k: Tensor, v: Tensor, group: _Group, scores: Scores) -> Tensor:
     """The heads that share K and V become further queries of one head."""
     num, queries, heads, kv_heads, dim = group.num_sequences, group.query_len, q.shape[1], k.shape[2], q.shape[2]
     shared = heads // kv_heads
     q = q.reshape(num, queries, kv_heads, shared, dim).permute(0, 2, 3, 1, 4).reshape(num, kv_heads, -1, dim)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
-    mask = group.mask(window, q.device)
+    mask = group.mask(scores.window, q.device)
     if mask is not None:
         mask = mask.repeat(1, 1, shared, 1)
-    if alibi_slopes is not None:
-        mask = _alibi(alibi_slopes.view(kv_heads, shared), group, mask, q)
-    if softcap is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if scores.alibi_slopes is not None:
+        mask = _alibi(scores.alibi_slopes.view(kv_heads, shared), group, mask, q)
+    if scores.softcap is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale)
     else:
-        scores = torch.tanh(q @ k.transpose(2, 3) * (scale / softcap)).float() * softcap
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        out = scores.softmax(-1).to(v.dtype) @ v
+        out = _capped(q @ k.transpose(2, 3) * scores.scale, scores.softcap, mask).to(v.dtype) @ v
     out = out.view(num, kv_heads, shared, queries, dim).permute(0, 3, 1, 2, 4)
     return out.reshape(num * queries, heads, dim)
+
+
+def _capped(products: Tensor, softcap: float, mask: Tensor | None) -> Tensor:
+    """Weights of scores bent by softcap * tanh(score / softcap) (Gemma 2), float32."""
+    capped = torch.tanh(products / softcap).float() * softcap
+    if mask is not None:
+        capped = capped.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else capped + mask
+    return capped.softmax(-1)
 
 
 def _alibi(slopes: Tensor, group: _Group, mask: Tensor | None, q: Tensor) -> Tensor:

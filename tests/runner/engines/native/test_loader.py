@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from model_cards.errors import ModelFileError, ModelNotFound  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
+from runner.engines.native.loader import build  # noqa: E402
+from runner.engines.native.models import mixtral  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from tests.runner.engines.native.families import load_folder, toy  # noqa: E402
 
@@ -80,9 +83,10 @@ def test_misshapen_tensor(folder: Path) -> None:
         load_folder(folder)
 
 
-def test_packed_tensor(folder: Path) -> None:
-    edit(folder, lm_head__weight=torch.zeros(128, 64, dtype=torch.int32))
-    with pytest.raises(ModelFileError, match=r"lm_head\.weight .* is int32"):
+@pytest.mark.parametrize("dtype", ["int32", "float8_e4m3fn"])
+def test_packed_tensor(folder: Path, dtype: str) -> None:
+    edit(folder, lm_head__weight=torch.zeros(128, 64, dtype=getattr(torch, dtype)))
+    with pytest.raises(ModelFileError, match=rf"lm_head\.weight .* is {dtype}"):
         load_folder(folder)
 
 
@@ -100,6 +104,24 @@ def test_missing_shard(shared_data: Path, tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(source / name)
     with pytest.raises(ModelFileError, match=r"lacks 3 of 4 weight files, among them model-00002-of-00004"):
         load_folder(tmp_path)
+
+
+def test_stacked_experts(tmp_path: Path) -> None:
+    """All experts in one tensor, as GGUF has them."""
+    toy(transformers.MixtralConfig, transformers.MixtralForCausalLM, num_local_experts=3).save_pretrained(tmp_path)
+    wanted = load_folder(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.block_sparse_moe.experts"
+        for part in ("w1", "w2", "w3"):
+            weights[f"{prefix}.{part}"] = torch.stack([weights.pop(f"{prefix}.{e}.{part}.weight") for e in range(3)])
+    save_file(weights, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    plain = mixtral.names(config)
+    stacked = {name: template.replace(".{e}", "") for name, template in plain.templates.items()}
+    bare = frozenset(name for name in stacked if "experts" in name)
+    names = dataclasses.replace(plain, templates=stacked, bare=bare)
+    assert same(build(mixtral.spec(config), names, tmp_path, dtype=torch.float32), wanted)
 
 
 def test_progress_and_replacement(folder: Path) -> None:
