@@ -174,7 +174,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, group: _Group, scores: Scores) -> T
     """[sequences * queries, heads, head_dim]"""
     has_window = scores.window is not None and scores.window < group.key_len
     is_plain = scores.softcap is None and scores.alibi_slopes is None and not has_window
-    if is_plain and group.query_len == group.key_len:
+    if is_plain and group.query_len == group.key_len and group.num_sequences == 1:
         q, k, v = (heads.transpose(-3, -2) for heads in (q.unsqueeze(0), k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scores.scale, enable_gqa=True)
         return out[0].transpose(0, 1)
