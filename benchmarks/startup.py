@@ -1,4 +1,4 @@
-"""Starting: `llmrun --help` against an import of typer and rich; the demo model's first answer from cold."""
+"""Starting: `llmrun --help` against an import of typer and rich; the demo model's first answer, on two engines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from benchmarks.client import median
 from benchmarks.row import Row
 from benchmarks.settings import Settings
 
-HELP_BAR, ANSWER_BAR_S = 2.0, 2.0
+HELP_BAR, ANSWER_BAR_S, NATIVE_BAR_S = 2.0, 2.0, 6.0
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Two rows. Both commands are run once before, so that files are in the page cache."""
-    return [_help(settings), _answer(settings)]
+    """Three rows. Each command is run once before, so that files are in the page cache."""
+    return [
+        _help(settings),
+        _answer(settings, 'demo answer from cold start, `llmrun "hi"`, wall time', ["hi"], ANSWER_BAR_S),
+        _answer(
+            settings,
+            'demo answer of out=native from cold start, `llmrun out=native demo-hf "hi"`, wall time',
+            ["out=native", "demo-hf", "hi"],
+            NATIVE_BAR_S,
+            [f"`import torch` alone takes {_wall_s([sys.executable, '-c', 'import torch']):.2f} s of it"],
+        ),
+    ]
 
 
 def _help(settings: Settings) -> Row:
@@ -38,13 +48,14 @@ def _help(settings: Settings) -> Row:
     )
 
 
-def _answer(settings: Settings) -> Row:
-    walls = [_wall_s([*settings.command, "hi"]) for _ in range(settings.repeats + 1)][1:]
+def _answer(settings: Settings, what: str, words: list[str], bar_s: float, notes: list[str] | None = None) -> Row:
+    walls = [_wall_s([*settings.command, *words]) for _ in range(settings.repeats + 1)][1:]
     return Row(
-        what='demo answer from cold start, `llmrun "hi"`, wall time',
+        what=what,
         ours=f"{median(walls):.2f} s ({min(walls):.2f} to {max(walls):.2f})",
-        bar=f"<= {ANSWER_BAR_S:g} s",
-        is_met=median(walls) <= ANSWER_BAR_S,
+        bar=f"<= {bar_s:g} s",
+        is_met=median(walls) <= bar_s,
+        notes=notes or [],
     )
 
 

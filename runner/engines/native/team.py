@@ -17,6 +17,8 @@ from runner.engines.native.settings import Settings
 from runner.engines.native.worker import Worker, WorkerConfig, encode_config
 
 Progress = Callable[[str, float | None], None]
+_PATIENCE = 0.9
+"""Of the start's time limit: we say which rank is missing before the launcher only says that it took too long."""
 
 
 class Team:
@@ -34,7 +36,7 @@ class Team:
         if self.size > 1:
             self._progress(f"waiting for {self.size - 1} more rank(s)", None)
             self._ranks = Ranks(self._spec)
-            self._ranks.start(self._spec.options.start_timeout_s)
+            self._ranks.start(_PATIENCE * self._spec.options.start_timeout_s)
         try:
             return self._load()
         except BaseException:
@@ -79,7 +81,9 @@ class Team:
             self._ranks.send(kind, payload)
 
     def _answers(self) -> list[int]:
-        return self._ranks.answers(self._spec.options.start_timeout_s) if self._ranks is not None else []
+        if self._ranks is None:
+            return []
+        return self._ranks.answers(_PATIENCE * self._spec.options.start_timeout_s)
 
     def close(self) -> None:
         """Safe twice."""
