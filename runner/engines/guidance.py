@@ -115,11 +115,19 @@ class Matcher:
 
         Raises RequestError where the grammar became too complex.
         """
+        allowed = np.unpackbits(self.bits(), count=self._vocab_size, bitorder="little")
+        np.copyto(row, -np.inf, where=allowed == 0)
+
+    def bits(self) -> NDArray[np.uint8]:
+        """The tokens that can come next, one bit each, lowest first, padded to 32. Read-only; raises as `mask` does."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             self._give_up()
-        allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
-        np.copyto(row, -np.inf, where=allowed == 0)
+        return bits
+
+    def fork(self) -> Matcher:
+        """Another matcher that stands at the same place."""
+        return Matcher(self._matcher.deep_copy(), self._vocab_size)
 
     def allows(self, token: int) -> bool:
         """Whether `token` can come next; much cheaper than a mask."""
