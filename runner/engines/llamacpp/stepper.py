@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from runner.engines.base import StepOutput
 from runner.engines.llamacpp.context import Context, DecodeResult, Floats
 from runner.engines.llamacpp.lora import Adapters
@@ -138,7 +136,7 @@ class Stepper:
         """All rows at once where every request is plainly greedy."""
         if any(not sequence.sampler.is_plain(sequence.num_output) for sequence in sequences):
             return None
-        best: list[int] = np.argmax(logits, axis=1).tolist()
+        best: list[int] = logits.argmax(axis=1).tolist()
         return best
 
     def _advance(self, sequence: Sequence, row: Floats, best: list[int] | None, index: int) -> StepOutput:
