@@ -8,6 +8,7 @@ Lives in a child process under a Python with torch. On node 0 it is rank 0; anot
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import traceback
@@ -55,6 +56,8 @@ class NativeEngine:
         except torch.OutOfMemoryError as error:
             raise EngineStartFailed(out_of_memory(error, "loading the model")) from error
         self._make_core(self._worker)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: full collections need not walk it between steps
         return self._info(self._worker)
 
     def _make_core(self, worker: Worker) -> None:
