@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.engines.native.layers.linear import parameter
+from runner.engines.native.layers.torch_ops import OPS
 from runner.engines.native.parallel import Parallel, Span
 from runner.engines.native.spec import DecoderSpec
 from runner.engines.native.weights import Fill
@@ -68,11 +69,12 @@ class Head(nn.Module):
         self._tied = [tied] if tied is not None else []  # in a list: not a submodule of two parents
         self.weight = None if tied is not None else parameter(share, spec.hidden_size, dtype=dtype)
         self.bias = parameter(share, dtype=dtype) if spec.head_bias else None
+        self.ops = OPS
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] float32."""
         weight = self._tied[0].weight if self.weight is None else self.weight
-        logits = self.parallel.all_gather(F.linear(hidden, weight, self.bias))[:, : self.spec.vocab_size].float()
+        logits = self.parallel.all_gather(self.ops.linear(hidden, weight, self.bias))[:, : self.spec.vocab_size].float()
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         if self.spec.logit_softcap is not None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.engines.native.layers.torch_ops import OPS
 from runner.engines.native.parallel import Parallel, Span
 from runner.engines.native.weights import Fill
 
@@ -61,10 +61,11 @@ class Linear(nn.Module):
         # the ranks' results are added, so one of them adds the bias
         has_bias = bias and (split != "in" or parallel.rank == 0)
         self.bias = parameter(rows, dtype=dtype) if has_bias else None
+        self.ops = OPS
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]"""
-        y = F.linear(x, self.weight, self.bias)
+        y = self.ops.linear(x, self.weight, self.bias)
         return y if self.sums_over is None else self.sums_over.all_reduce(y)
 
     def fills(self) -> Iterator[Fill]:

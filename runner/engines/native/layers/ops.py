@@ -40,6 +40,8 @@ class HeadNorms(NamedTuple):
 class Ops:
     """One backend."""
 
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """(x [rows, in], weight [out, in], bias [out] or None) -> [rows, out]."""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """(x [rows, n], weight [n], eps) -> x / rms(x) * weight in x's dtype, computed in float32."""
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]

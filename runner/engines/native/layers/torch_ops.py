@@ -82,4 +82,4 @@ def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, 
     return out.to(x.dtype)
 
 
-OPS = Ops(rms_norm, add_rms_norm, gate, rope_write, write_cache, paged_attention, moe)
+OPS = Ops(F.linear, rms_norm, add_rms_norm, gate, rope_write, write_cache, paged_attention, moe)
