@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Knobs:
         any_min_p, any_typical = bool((min_p > 0).any()), bool((typical_p < np.inf).any())
         with np.errstate(divide="ignore", invalid="ignore"):
             table[:, 2] = np.where(min_p > 0, np.log(min_p), -np.inf)
-        columns = torch.from_numpy(table).to(device)
+        columns = upload(table, device)
         small = torch.split(columns[:, :5].float(), 1, dim=1)
         return Knobs(
             temperature=small[0],
@@ -65,6 +66,12 @@ class Knobs:
             any_typical=any_typical,
             any_whole=bool((top_k >= vocab_size).any()),
         )
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on the device, without waiting for what the device is doing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def best_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

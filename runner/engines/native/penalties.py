@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runner.engines.native.sampling_state import SamplingState, Stream, Tally
+from runner.engines.native.distribution import upload
+from runner.engines.native.sampling_state import SamplingState, Stream
 
 
 class Penalties:
@@ -30,50 +31,37 @@ class Penalties:
         self._free: list[int] = []
 
     def apply(self, logits: Tensor, rows: Sequence[int], streams: Sequence[Stream]) -> None:
-        """Penalise `rows` of `logits` [any, vocab] in place; `streams` are theirs."""
-        tallies = [self._tally(stream.sampling) for stream in streams]
-        changes = [self._advance(tally, stream) for tally, stream in zip(tallies, streams, strict=True)]
-        self._write([change for some in changes for change in some])
-        table = [
-            (row, tally.slot, len(tally.counts), params.repetition_penalty, params.frequency_penalty,
-             params.presence_penalty)
-            for row, tally, params in zip(rows, tallies, (stream.sampling.params for stream in streams), strict=True)
-            if tally.counts
-        ]  # fmt: skip
+        """Penalise `rows` of `logits` [any, vocab] in place; `streams` are theirs, with a tally each."""
+        changes, table = [], []
+        for row, stream in zip(rows, streams, strict=True):
+            state, tally = stream.sampling, stream.sampling.tally
+            assert tally is not None
+            slot = self._slot(state)
+            for column in tally.advance(stream.token_ids, stream.prompt_len):
+                changes.append((slot, column, tally.ids[column], tally.counts[column]))
+            params = state.params
+            penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+            if len(tally.ids):
+                table.append((row, slot, len(tally.ids), *penalties))
+        if changes:
+            self._write(np.array(changes, np.int64))
         if table:
-            self._penalise(logits, np.array(table))
+            self._penalise(logits, np.array(table, np.float64))
 
-    def _tally(self, state: SamplingState) -> Tally:
-        if state.tally is None:
+    def _slot(self, state: SamplingState) -> int:
+        if state.slot is None:
             if not self._free:
                 self._grow(num_rows=max(8, 2 * len(self._ids)), width=self._ids.shape[1])
-            state.tally = Tally(self._free.pop())
-            weakref.finalize(state, self._free.append, state.tally.slot)
-        return state.tally
+            state.slot = self._free.pop()
+            weakref.finalize(state, self._free.append, state.slot)
+        return state.slot
 
-    def _advance(self, tally: Tally, stream: Stream) -> list[tuple[int, int, int, int]]:
-        """Take in new tokens. Returns (slot, column, token, count) of what changed."""
-        sees_prompt = stream.sampling.params.repetition_penalty != 1.0
-        prompt_len, touched = stream.prompt_len, set()
-        first = tally.num_tallied if sees_prompt else max(tally.num_tallied, prompt_len)
-        for at in range(first, len(stream.token_ids)):
-            token = stream.token_ids[at]
-            column = tally.columns.setdefault(token, len(tally.counts))
-            if column == len(tally.counts):
-                tally.counts.append(0)
-            tally.counts[column] += at >= prompt_len
-            touched.add((column, token))
-        tally.num_tallied = len(stream.token_ids)
-        return [(tally.slot, column, token, tally.counts[column]) for column, token in touched]
-
-    def _write(self, changes: list[tuple[int, int, int, int]]) -> None:
-        if not changes:
-            return
-        table = np.array(changes, np.int64).T
-        width = int(table[1].max()) + 1
+    def _write(self, changes: NDArray[np.int64]) -> None:
+        """`changes` [changes, 4]: slot, column, token, count."""
+        width = int(changes[:, 1].max()) + 1
         if width > self._ids.shape[1]:
             self._grow(num_rows=len(self._ids), width=max(64, 2 * width))
-        slots, columns, tokens, counts = torch.from_numpy(table).to(self._device)
+        slots, columns, tokens, counts = upload(changes, self._device).unbind(1)
         self._ids[slots, columns] = tokens
         self._counts[slots, columns] = counts.float()
 
@@ -86,7 +74,7 @@ class Penalties:
 
     def _penalise(self, logits: Tensor, table: NDArray[np.float64]) -> None:
         width = int(table[:, 2].max())
-        columns = torch.from_numpy(table).to(self._device)
+        columns = upload(table, self._device)
         rows, slots, lengths = torch.split(columns[:, :3].long(), 1, dim=1)
         repetition, frequency, presence = torch.split(columns[:, 3:].float(), 1, dim=1)
         ids, counts = self._ids[slots[:, 0], :width], self._counts[slots[:, 0], :width]

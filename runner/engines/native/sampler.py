@@ -4,22 +4,25 @@ Order, as in llamacpp/sampler.py: grammar mask, min_tokens, logit_bias, bad word
 output, presence and frequency over the output), temperature, min_p, top_k, top_p, typical_p, one draw. Logprobs are of
 the raw logits. Beams: the same edits, of log-probabilities, as transformers' processors see them.
 
-    plain greedy rows  -> argmax -----------------------------------------------.
-    the others         -> a copy, edited -> best | draw_head | draw_whole | beams -+-> one transfer -> Samples
+    plain greedy rows  -> argmax --------------------------------------------.
+    the others         -> a copy, edited -> best | draw_head | draw_whole ---+-> one transfer -> Samples
     (a greedy row whose best token its grammar forbids, or a top_p that needs more tokens, goes round again)
+
+Logits in main memory are chosen from row by row with numpy instead (host_choice.py).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runner.engines.llamacpp.sampler import token_logprob
 from runner.engines.native.distribution import (
     Knobs,
     best_tokens,
@@ -27,7 +30,9 @@ from runner.engines.native.distribution import (
     draw_head,
     draw_whole,
     log_probabilities,
+    upload,
 )
+from runner.engines.native.host_choice import BYTE_MASKS, choose
 from runner.engines.native.penalties import Penalties
 from runner.engines.native.sampling_state import SamplingState, Stream, uniforms
 from runner.engines.native.sequence import Sample
@@ -53,14 +58,14 @@ class _Row(NamedTuple):
 class Sampler:
     """For all requests of an engine. Holds their penalty tables; all else is in Sequence.sampling."""
 
-    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+    def __init__(self, vocab_size: int, device: torch.device | str, *, on_host: bool | None = None) -> None:
+        """`on_host`: choose row by row with numpy, which needs logits in main memory and is the default for these."""
         self._vocab_size = vocab_size
         self._device = torch.device(device)
+        self._on_host = self._device.type == "cpu" if on_host is None else on_host
         self._penalties = Penalties(self._device)
         self._heads = [head for head in _HEADS if 2 * head < vocab_size]
-        every_byte = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-        self._mask_of_byte = torch.from_numpy(np.where(every_byte, 0.0, -np.inf).astype(np.float32)).to(self._device)
-        """[256, 8]: what eight bits of a grammar's mask add to eight logits."""
+        self._byte_masks = torch.from_numpy(BYTE_MASKS).to(self._device)
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, streams: Sequence[Stream]) -> list[Sample]:
@@ -83,7 +88,7 @@ class Sampler:
 
     def _argmax(self, logits: Tensor, rows: list[_Row]) -> dict[int, Sample]:
         """Samples of the rows whose best token may be taken: no mask is needed to know the best allowed token."""
-        tokens, best, _ = draw_best(_some(logits, rows)).cpu().tolist()
+        tokens, best, _ = draw_best(self._some(logits, rows)).cpu().tolist()
         samples = {}
         for row, token, value in zip(rows, tokens, best, strict=True):
             matcher = row.state.matcher
@@ -102,8 +107,12 @@ class Sampler:
         good = [row for row in rows if row.at in masks]
         beams = [row for row in good if row.state.num_candidates]
         others = [row for row in good if not row.state.num_candidates]
-        if others:
-            part = _some(logits, others)
+        if others and self._on_host:
+            for row, uniform in zip(others, _uniforms(others), strict=True):
+                token, best = choose(logits[row.at].numpy(), row.stream, masks[row.at], float(uniform))
+                samples[row.at] = _settle(row, token, best)
+        elif others:
+            part = self._some(logits, others)
             is_edited = any(row.state.edits(row.num_output) for row in others)
             if is_edited and part is logits:
                 part = part.clone()
@@ -111,7 +120,7 @@ class Sampler:
                 self._edit(part, others, [masks[row.at] for row in others])
             self._draw(part, others, samples)
         if beams:
-            part = _some(logits, beams).log_softmax(dim=1)
+            part = self._some(logits, beams).log_softmax(dim=1)
             self._edit(part, beams, [masks[row.at] for row in beams])
             self._search(part, beams, samples)
 
@@ -120,7 +129,7 @@ class Sampler:
         self._mask(logits, masks)
         self._add_bias(logits, rows)
         self._forbid(logits, rows)
-        penalised = [at for at, row in enumerate(rows) if row.state.is_penalised]
+        penalised = [at for at, row in enumerate(rows) if row.state.tally is not None]
         if penalised:
             self._penalties.apply(logits, penalised, [rows[at].stream for at in penalised])
 
@@ -129,23 +138,19 @@ class Sampler:
         if not rows:
             return
         packed = self._upload(np.stack([bits for bits in masks if bits is not None]))
-        added = torch.nn.functional.embedding(packed.int(), self._mask_of_byte).flatten(1)[:, : self._vocab_size]
+        added = torch.nn.functional.embedding(packed.int(), self._byte_masks).flatten(1)[:, : self._vocab_size]
         if len(rows) == len(logits):
             logits += added
-        elif self._device.type == "cpu":
-            for at, row in enumerate(rows):
-                logits[row] += added[at]
         else:
             logits.index_add_(0, self._upload(np.array(rows)), added)
 
     def _add_bias(self, logits: Tensor, rows: list[_Row]) -> None:
-        biases = [(at, *row.state.bias) for at, row in enumerate(rows) if row.state.bias[0]]
-        if not biases:
+        biased = [(at, *row.state.bias) for at, row in enumerate(rows) if len(row.state.bias[0])]
+        if not biased:
             return
-        places = [(at, token) for at, tokens, _ in biases for token in tokens]
-        index, tokens = self._upload(np.array(places, np.int64).T)
-        values = self._upload(np.array([value for _, _, values in biases for value in values], np.float32))
-        logits[index, tokens] += values
+        index = self._upload(np.repeat([at for at, _, _ in biased], [len(ids) for _, ids, _ in biased]))
+        ids = self._upload(np.concatenate([ids for _, ids, _ in biased]))
+        logits[index, ids] += self._upload(np.concatenate([values for _, _, values in biased]))
 
     def _forbid(self, logits: Tensor, rows: list[_Row]) -> None:
         places = [
@@ -159,7 +164,7 @@ class Sampler:
 
     def _draw(self, logits: Tensor, rows: list[_Row], samples: dict[int, Sample]) -> None:
         """Choose for each of `rows`; `logits` are theirs, in this order."""
-        numbers = self._numbers(rows)
+        numbers = _numbers(rows)
         groups = defaultdict(list)
         for at, row in enumerate(rows):
             groups[self._first_head(row)].append(at)
@@ -176,7 +181,7 @@ class Sampler:
                 samples[rows[at].at] = _settle(rows[at], int(token), best)
 
     def _draw_group(self, logits: Tensor, numbers: NDArray[np.float64], group: list[int], head: int) -> Tensor:
-        part = logits if len(group) == len(logits) else logits[group]
+        part = self._pick(logits, group)
         if head == _GREEDY:
             return draw_best(part)
         knobs = Knobs.of(numbers[group], self._vocab_size, self._device)
@@ -191,21 +196,10 @@ class Sampler:
             return self._head(params.top_k)
         if params.typical_p < 1.0:
             return self._vocab_size
-        return self._head(max(state.num_head, 256)) if params.top_p < 1.0 else _WHOLE
+        return self._head(state.num_head or 256) if params.top_p < 1.0 else _WHOLE
 
     def _head(self, count: int) -> int:
         return next((head for head in self._heads if head >= count), self._vocab_size)
-
-    def _numbers(self, rows: list[_Row]) -> NDArray[np.float64]:
-        """[rows, 6] for Knobs."""
-        states = [row.state for row in rows]
-        seeds = np.array([state.seed for state in states], np.uint64)
-        drawn = uniforms(seeds, np.array([row.num_output for row in rows], np.uint64))
-        table = [
-            (params.temperature, params.top_k, params.min_p, params.top_p, params.typical_p)
-            for params in (state.params for state in states)
-        ]
-        return np.column_stack((np.array(table, np.float64), drawn))
 
     def _search(self, logits: Tensor, rows: list[_Row], samples: dict[int, Sample]) -> None:
         """Candidates of beams; `logits` [rows, vocab] are edited log-probabilities."""
@@ -222,9 +216,14 @@ class Sampler:
         wanted = [row for row in rows if row.state.num_top is not None and samples[row.at].error is None]
         if not wanted:
             return
+        if self._on_host:
+            for row in wanted:
+                sample = samples[row.at]
+                sample.logprob = token_logprob(logits[row.at].numpy(), sample.token_id, row.state.num_top or 0)
+            return
         counts = [row.state.num_top or 0 for row in wanted]
         tokens = self._upload(np.array([[samples[row.at].token_id] for row in wanted], np.int64))
-        own, top, ids = log_probabilities(_some(logits, wanted), tokens, min(max(counts), self._vocab_size))
+        own, top, ids = log_probabilities(self._some(logits, wanted), tokens, min(max(counts), self._vocab_size))
         table = torch.cat((own.double(), top.double(), ids.double()), dim=1).cpu().tolist()
         width = top.shape[1]
         for row, count, line in zip(wanted, counts, table, strict=True):
@@ -232,16 +231,29 @@ class Sampler:
             sample = samples[row.at]
             sample.logprob = TokenLogprob(sample.token_id, line[0], best)
 
-    def _upload(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self._device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+    def _some(self, logits: Tensor, rows: list[_Row]) -> Tensor:
+        """`rows` of the call's logits; themselves where these are all."""
+        return self._pick(logits, [row.at for row in rows])
+
+    def _pick(self, logits: Tensor, places: list[int]) -> Tensor:
+        return logits if len(places) == len(logits) else logits.index_select(0, self._upload(np.array(places)))
+
+    def _upload(self, array: NDArray[Any]) -> Tensor:
+        return upload(array, self._device)
 
 
-def _some(logits: Tensor, rows: list[_Row]) -> Tensor:
-    """`rows` of the call's logits; themselves where these are all."""
-    return logits if len(rows) == len(logits) else logits[[row.at for row in rows]]
+def _numbers(rows: list[_Row]) -> NDArray[np.float64]:
+    """[rows, 6] for Knobs."""
+    table = [
+        (params.temperature, params.top_k, params.min_p, params.top_p, params.typical_p)
+        for params in (row.state.params for row in rows)
+    ]
+    return np.column_stack((np.array(table, np.float64), _uniforms(rows)))
+
+
+def _uniforms(rows: list[_Row]) -> NDArray[np.float64]:
+    seeds = np.array([row.state.seed for row in rows], np.uint64)
+    return uniforms(seeds, np.array([row.num_output for row in rows], np.uint64))
 
 
 def _grammar_bits(row: _Row) -> NDArray[np.uint8] | None:

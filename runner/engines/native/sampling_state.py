@@ -31,15 +31,42 @@ class Stream(Protocol):
 
 
 class Tally:
-    """Tokens that penalties are about, each with a column of the device's tables (see penalties.py)."""
+    """Tokens that penalties are about, in order of appearance: of the output, and of the prompt for repetition.
 
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self.columns: dict[int, int] = {}
-        self.counts: list[int] = []
-        """How often each is in the output, by column."""
-        self.num_tallied = 0
-        """Leading tokens of prompt and output that are in."""
+    Kept up from token to token; never rebuilt.
+    """
+
+    def __init__(self, *, sees_prompt: bool) -> None:
+        self._sees_prompt = sees_prompt
+        self._columns: dict[int, int] = {}
+        self._num_seen = 0
+        self._ids = np.zeros(64, np.int64)
+        self._counts = np.zeros(64, np.float32)
+
+    @property
+    def ids(self) -> Ints:
+        """Distinct tokens."""
+        return self._ids[: len(self._columns)]
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        """How often each is in the output."""
+        return self._counts[: len(self._columns)]
+
+    def advance(self, token_ids: list[int], prompt_len: int) -> set[int]:
+        """Take in what is new of `token_ids`, prompt and output. Returns the places in `ids` that changed."""
+        first = self._num_seen if self._sees_prompt else max(self._num_seen, prompt_len)
+        changed = set()
+        for at in range(first, len(token_ids)):
+            column = self._columns.setdefault(token_ids[at], len(self._columns))
+            if column == len(self._ids):
+                self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
+                self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+            self._ids[column] = token_ids[at]
+            self._counts[column] += at >= prompt_len
+            changed.add(column)
+        self._num_seen = len(token_ids)
+        return changed
 
 
 class SamplingState:
@@ -51,16 +78,18 @@ class SamplingState:
         self.params = params
         self.seed = seed & _MASK
         self.matcher = matcher
-        self.tally: Tally | None = None
+        self.slot: int | None = None
+        """Row of the device's penalty tables."""
         self.num_head = 0
         """How many best tokens top_p needed the last time, for a guess; 0: nobody knows."""
         self.num_candidates = num_candidates(request) if params.beam_width > 1 else 0
         self.num_top = None if self.num_candidates else params.logprobs
         """Asked log-probabilities; a beam search makes its own of candidates."""
         self.is_greedy = params.temperature == 0.0
-        self.counts_output = bool(params.presence_penalty or params.frequency_penalty)
-        self.is_penalised = params.repetition_penalty != 1.0 or self.counts_output
-        self.has_fixed_edits = bool(params.logit_bias or params.bad_words_ids or self.is_penalised)
+        repeats = params.repetition_penalty != 1.0
+        is_penalised = repeats or bool(params.presence_penalty or params.frequency_penalty)
+        self.tally = Tally(sees_prompt=repeats) if is_penalised else None
+        self.has_fixed_edits = bool(params.logit_bias or params.bad_words_ids or is_penalised)
         self.bias = _bias_arrays(params.logit_bias)
         self.stop_ids: Ints = np.array(sorted(set(request.stop_token_ids)), np.int64)
         self._single_bad_ids = [words[0] for words in params.bad_words_ids if len(words) == 1]
@@ -139,5 +168,5 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _bias_arrays(bias: dict[int, float] | None) -> tuple[list[int], list[float]]:
-    return (list(bias), list(bias.values())) if bias else ([], [])
+def _bias_arrays(bias: dict[int, float] | None) -> tuple[Ints, NDArray[np.float32]]:
+    return np.array(list(bias or ()), np.int64), np.array(list((bias or {}).values()), np.float32)

@@ -1,4 +1,4 @@
-"""The batched sampler against its numpy sibling, llamacpp/sampler.py: same sets, probabilities and log-probabilities."""
+"""The sampler, on host and batched, against llamacpp/sampler.py: same sets, probabilities and log-probabilities."""
 
 from __future__ import annotations
 
@@ -39,12 +39,22 @@ def make_stream(
     )
 
 
-def sample(logits: Any, *streams: Any) -> list[Any]:
-    return Sampler(logits.shape[1], "cpu").sample(logits, streams)
+@pytest.fixture(params=[True, False], ids=["host", "batched"])
+def make_sampler(request: pytest.FixtureRequest) -> Any:
+    """Makes a Sampler for a vocabulary's size; both ways of choosing, on the CPU."""
+    return lambda vocab=VOCAB: Sampler(vocab, "cpu", on_host=request.param)
 
 
-def choose(row: Any, **params: Any) -> int:
-    return int(sample(row.reshape(1, -1), make_stream(**params))[0].token_id)
+@pytest.fixture
+def sample(make_sampler: Any) -> Any:
+    """One step of a fresh Sampler."""
+    return lambda logits, *streams: make_sampler(logits.shape[1]).sample(logits, streams)
+
+
+@pytest.fixture
+def choose(sample: Any) -> Any:
+    """The token for one row."""
+    return lambda row, **params: sample(row.reshape(1, -1), make_stream(**params))[0].token_id
 
 
 def siblings(stream: Any, vocab: int = VOCAB) -> Any:
@@ -64,11 +74,12 @@ def sibling_distribution(stream: Any, row: Any, monkeypatch: pytest.MonkeyPatch)
         drawn_from.append(logits)
         return place
 
-    monkeypatch.setattr(sibling, "draw", draw)
     made, ids = siblings(stream), []
-    while place == 0 or place < len(drawn_from[0]):
-        ids.append(made.choose(row, stream.token_ids, stream.num_output))
-        place += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(sibling, "draw", draw)
+        while place == 0 or place < len(drawn_from[0]):
+            ids.append(made.choose(row, stream.token_ids, stream.num_output))
+            place += 1
     weights = np.exp(drawn_from[0].astype(np.float64))
     return ids, weights / weights.sum()
 
@@ -99,7 +110,7 @@ def random_params(seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_draws_follow_the_siblings_distribution(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_follow_the_siblings_distribution(seed: int, monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
     row = make_rows(1, seed, scale=[0.3, 1.0, 3.0][seed % 3])
     number = 1000
     stream = make_stream(**random_params(seed))
@@ -110,12 +121,12 @@ def test_draws_follow_the_siblings_distribution(seed: int, monkeypatch: pytest.M
     counts = np.bincount(drawn, minlength=VOCAB)
     assert set(drawn) <= set(ids)
     assert np.abs(counts[ids] - wanted * number).max() <= 1.001
-    if stream.sampling.params.top_p < 1.0:
+    if streams[0].sampling.num_head and stream.sampling.params.top_p < 1.0:
         assert streams[0].sampling.num_head // 2 == len(ids)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_greedy_edited_tokens_are_the_siblings_in_one_mixed_batch(seed: int) -> None:
+def test_greedy_edited_tokens_are_the_siblings_in_one_mixed_batch(seed: int, sample: Any) -> None:
     rows = make_rows(30, seed, scale=1.0)
     streams = [make_stream(**{**random_params(100 * seed + at), "temperature": 0.0}) for at in range(30)]
     wanted = [
@@ -127,10 +138,10 @@ def test_greedy_edited_tokens_are_the_siblings_in_one_mixed_batch(seed: int) -> 
     assert torch.equal(rows, before)
 
 
-def test_penalties_keep_up_with_the_output() -> None:
+def test_penalties_keep_up_with_the_output(make_sampler: Any) -> None:
     """Streams come and go between steps; the tables grow and their rows are used again."""
     random = np.random.default_rng(5)
-    ours = Sampler(VOCAB, "cpu")
+    ours = make_sampler()
     streams = [make_stream(**{**random_params(at), "temperature": 0.0}) for at in range(20)]
     for step in range(30):
         rows = make_rows(len(streams), step, scale=1.0)
@@ -144,10 +155,10 @@ def test_penalties_keep_up_with_the_output() -> None:
     assert len(ours._penalties._ids) <= 32
 
 
-def test_penalties_of_a_fork_are_its_own() -> None:
+def test_penalties_of_a_fork_are_its_own(make_sampler: Any) -> None:
     row = torch.zeros(2, VOCAB)
     row[:, 5], row[:, 6] = 1.0, 0.9
-    ours = Sampler(VOCAB, "cpu")
+    ours = make_sampler()
     first = make_stream(temperature=0.0, presence_penalty=0.5)
     assert ours.sample(row[:1], [first])[0].token_id == 5
     first.token_ids.append(9)
@@ -156,7 +167,7 @@ def test_penalties_of_a_fork_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 40}, {"top_p": 0.9}, {"typical_p": 0.5}, {"min_p": 0.01}])
-def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(params: dict[str, Any]) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(params: dict[str, Any], sample: Any) -> None:
     vocab = 5000
     rows = make_rows(64, vocab=vocab)
     streams = [make_stream(seed=at, output=(1,) * (at % 7), **params) for at in range(64)]
@@ -194,12 +205,12 @@ def test_a_wide_nucleus_is_found_and_remembered() -> None:
     vocab = 50_000
     rows = make_rows(1, vocab=vocab, scale=0.1)
     stream = make_stream(top_p=0.3)
-    sample(rows, stream)
+    Sampler(vocab, "cpu", on_host=False).sample(rows, [stream])
     logits = rows[0].numpy() - rows[0].numpy().max()
     assert stream.sampling.num_head == 2 * len(sibling.nucleus(logits, 0.3))
 
 
-def test_logprobs_are_the_siblings_of_the_raw_row() -> None:
+def test_logprobs_are_the_siblings_of_the_raw_row(sample: Any) -> None:
     rows = make_rows(3)
     streams = [make_stream(logprobs=0, temperature=0.0), make_stream(), make_stream(logprobs=5, logit_bias={7: 60.0})]
     found = sample(rows, *streams)
@@ -217,7 +228,7 @@ def test_logprobs_are_the_siblings_of_the_raw_row() -> None:
 @pytest.mark.parametrize(
     "params", [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.5}, {"presence_penalty": 1.0}, {"beam_width": 2}]
 )
-def test_unusable_logits_are_the_error_of_their_row_only(value: float, params: dict[str, Any]) -> None:
+def test_unusable_logits_are_the_error_of_their_row_only(value: float, params: dict[str, Any], sample: Any) -> None:
     rows = make_rows(3)
     rows[1, 700] = value
     found = sample(rows, *(make_stream(logprobs=1, seed=at, **params) for at in range(3)))
@@ -226,7 +237,7 @@ def test_unusable_logits_are_the_error_of_their_row_only(value: float, params: d
     assert found[0].token_id == sample(rows[:1], make_stream(**params))[0].token_id
 
 
-def test_no_token_left_is_an_error() -> None:
+def test_no_token_left_is_an_error(sample: Any) -> None:
     found = sample(make_rows(1, vocab=3), make_stream(bad_words_ids=((0,), (1,), (2,))))
     assert "no token is left" in found[0].error
 
@@ -252,8 +263,8 @@ def make_matcher(*choices: str) -> Any:
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.9}, {"logit_bias": {1: 2.0}}])
-def test_a_grammar_is_kept_to_its_end(params: dict[str, Any]) -> None:
-    ours = Sampler(LETTERS, "cpu")
+def test_a_grammar_is_kept_to_its_end(params: dict[str, Any], make_sampler: Any) -> None:
+    ours = make_sampler(LETTERS)
     streams = [
         make_stream(matcher=make_matcher("abc", "xyz") if at % 3 else None, seed=at, stop_token_ids=(0,), **params)
         for at in range(9)
@@ -268,14 +279,14 @@ def test_a_grammar_is_kept_to_its_end(params: dict[str, Any]) -> None:
     assert set(texts) <= {"abc", "xyz"}
 
 
-def test_the_best_token_is_taken_where_the_grammar_allows_it() -> None:
+def test_the_best_token_is_taken_where_the_grammar_allows_it(sample: Any) -> None:
     rows = torch.zeros(2, LETTERS)
     rows[0, ord("b")], rows[1, ord("z")] = 5.0, 5.0
     streams = [make_stream(matcher=make_matcher("a", "b"), temperature=0.0) for _ in range(2)]
     assert [one.token_id for one in sample(rows, *streams)] == [ord("b"), ord("a")]
 
 
-def test_what_is_complete_ends_before_min_tokens() -> None:
+def test_what_is_complete_ends_before_min_tokens(sample: Any) -> None:
     rows = torch.zeros(1, LETTERS)
     rows[0, 0] = 9.0
     params: dict[str, Any] = {"temperature": 0.0, "min_tokens": 5, "stop_token_ids": (0,)}
@@ -288,7 +299,7 @@ def test_what_is_complete_ends_before_min_tokens() -> None:
 
 
 @pytest.mark.parametrize("problem", [RequestError("too complex"), EngineFailed("broken")])
-def test_a_grammar_that_fails_is_the_error_of_its_row_only(problem: Exception) -> None:
+def test_a_grammar_that_fails_is_the_error_of_its_row_only(problem: Exception, sample: Any) -> None:
     def fail() -> None:
         raise problem
 
@@ -299,7 +310,7 @@ def test_a_grammar_that_fails_is_the_error_of_its_row_only(problem: Exception) -
     assert [found[0].token_id, found[2].token_id] == [int(rows[0].argmax()), int(rows[2].argmax())]
 
 
-def test_stop_ids_wait_for_min_tokens() -> None:
+def test_stop_ids_wait_for_min_tokens(choose: Any) -> None:
     row = make_rows(1)
     best = int(row.argmax())
     params: dict[str, Any] = {"temperature": 0.0, "min_tokens": 2, "stop_token_ids": (best,)}
@@ -307,7 +318,7 @@ def test_stop_ids_wait_for_min_tokens() -> None:
     assert choose(row, output=(1, 2), **params) == best
 
 
-def test_bad_words_are_not_completed() -> None:
+def test_bad_words_are_not_completed(choose: Any) -> None:
     row = torch.zeros(VOCAB)
     row[5], row[6] = 2.0, 1.0
     params: dict[str, Any] = {"temperature": 0.0, "bad_words_ids": ((3, 4, 5),)}
@@ -317,7 +328,7 @@ def test_bad_words_are_not_completed() -> None:
     assert choose(row, prompt=(4,), **params) == 5
 
 
-def test_beams_get_the_candidates_that_transformers_would_rank() -> None:
+def test_beams_get_the_candidates_that_transformers_would_rank(sample: Any) -> None:
     transformers = pytest.importorskip("transformers")
     rows = make_rows(2)
     stop = int(rows[1].argmax())
@@ -338,8 +349,8 @@ def test_beams_get_the_candidates_that_transformers_would_rank() -> None:
         assert [value for _, value in one.candidates] == values.tolist()
 
 
-def test_beams_part_with_their_grammars() -> None:
-    ours = Sampler(LETTERS, "cpu")
+def test_beams_part_with_their_grammars(make_sampler: Any) -> None:
+    ours = make_sampler(LETTERS)
     first = make_stream(matcher=make_matcher("ab", "cd"), beam_width=2, stop_token_ids=(0,))
     found = ours.sample(make_rows(1, vocab=LETTERS), [first])
     assert sorted(token for token, _ in found[0].candidates) == [ord("a"), ord("c")]
