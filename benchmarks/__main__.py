@@ -21,6 +21,7 @@ MEASUREMENTS: dict[str, str] = {
     "prefix_ttft": "second request with the same 2,000-token prefix",
     "frontend_cpu": "the launcher's CPU per streamed token and per request",
     "gguf_vocab": "metadata and tokenizer of a 128k-token GGUF against gguf.GGUFReader",
+    "guided_libraries": "compile and mask times of JSON schemas, llguidance against xgrammar",
     "startup": "--help, and a first answer from cold start",
     "memory": "the launcher's memory while it serves HTTP",
     "native_scheduler": "out=native: schedule and commit, per sequence and step, 256 running",
