@@ -11,7 +11,7 @@ cache, no sampling. The backend must be triton: its kernels read all lengths on 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Run) -> Run:
         """Run once, so that kernels are compiled and libraries have their workspaces; then record."""
@@ -89,7 +89,7 @@ class DecodeGraphs:
         )
 
     def run(self, plan: StepPlan) -> Tensor:
-        """Hidden states [sequences, hidden], overwritten by the next run. A size seen for the first time is captured."""
+        """Hidden states [sequences, hidden], overwritten by the next run; captures a size that is new."""
         size = next(size for size in self._sizes if size >= plan.num_sequences)
         self._inputs.fill(plan, size)
         return self._replay(size)()[: plan.num_sequences]
@@ -121,7 +121,7 @@ class _Inputs:
         is_cuda = device.type == "cuda"
         self._host_longs = torch.zeros((3, rows), dtype=torch.int64, pin_memory=is_cuda)
         self._host_ints = torch.zeros(len(self._ints), dtype=torch.int32, pin_memory=is_cuda)
-        self._copied = torch.cuda.Event() if is_cuda else None
+        self._copied: Any = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
         self.clear()
 
     def batch(self, size: int) -> Batch:

@@ -1,4 +1,4 @@
-"""The Triton kernels and the CUDA graphs on a GPU; skipped where there is none. `python -m benchmarks.gpu` runs these too."""
+"""The Triton kernels and the CUDA graphs on a GPU; skipped where there is none. benchmarks.gpu runs these too."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from tests.runner.engines.native.graph_cases import decode_differences
-from tests.runner.engines.native.kernel_cases import CASES, Place, run_case
+from tests.runner.engines.native.graph_cases import decode_differences  # noqa: E402
+from tests.runner.engines.native.kernel_cases import CASES, Place, run_case  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,9 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from runner.engines.native.graphs import DecodeGraphs, Run, graph_sizes
-from runner.engines.native.layers.batch import Batch
-from runner.engines.native.plan import StepPlan
+from runner.engines.native.graphs import DecodeGraphs, Run, graph_sizes  # noqa: E402
+from runner.engines.native.layers.batch import Batch  # noqa: E402
+from runner.engines.native.plan import StepPlan  # noqa: E402
 
 
 class FakeCapture:
