@@ -44,7 +44,7 @@ def _gemv_kernel(
             odd = tl.load(x_ptr + 2 * (start + columns) + 1, mask=is_column, other=0.0).to(tl.float32)
             scale = tl.load(scale_ptr + rows * (k // GROUP) + group, mask=is_row, other=0.0).to(tl.float32)
             if HAS_ZERO:
-                zero = tl.load(zero_ptr + rows * (k // GROUP) + group, mask=is_row, other=0.0).to(tl.float32)
+                zero = tl.load(zero_ptr + rows * (k // GROUP) + group, mask=is_row, other=0).to(tl.float32)
             else:
                 zero = tl.full([BLOCK_N], 8.0, tl.float32)
             part = (w & 15).to(tl.float32) * even[None, :] + (w >> 4).to(tl.float32) * odd[None, :]
@@ -86,7 +86,7 @@ def _skinny_kernel(
             group = start * 2 // GROUP
             scale = tl.load(scale_ptr + rows * (k // GROUP) + group, mask=is_row, other=0.0).to(tl.float32)
             if HAS_ZERO:
-                zero = tl.load(zero_ptr + rows * (k // GROUP) + group, mask=is_row, other=0.0).to(tl.float32)
+                zero = tl.load(zero_ptr + rows * (k // GROUP) + group, mask=is_row, other=0).to(tl.float32)
             else:
                 zero = tl.full([BLOCK_N], 8.0, tl.float32)
             low = ((w & 15).to(tl.float32) - zero[:, None]).to(even.dtype)
@@ -135,9 +135,9 @@ def int4_linear(
     x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor | None = None, bias: Tensor | None = None,
     shape: Shape | None = None,
 ) -> Tensor:  # fmt: skip
-    """x [..., k], weight uint8 [n, k / 2], scale and zero [n, k / group] -> [..., n]; group: 2^i >= 32."""
+    """x [..., k], weight uint8 [n, k / 2], scale and zero [n, k / group] -> [..., n]."""
     group = x.shape[-1] // scale.shape[1]
-    if x.numel() > MAX_ROWS * x.shape[-1]:
+    if x.numel() > MAX_ROWS * x.shape[-1] or group % 32:
         return F.linear(x, unpack_int4(weight, scale, zero, x.dtype), bias)
     return _few_rows(x, weight, scale, zero, bias, "int4", group, shape)
 
@@ -173,12 +173,13 @@ def _few_rows(
 
 
 def _shape(num_rows: int, kind: str, group: int, dtype: torch.dtype) -> Shape:
-    """int4 takes one group at a time, so that a program has one scale a row."""
+    """int4 takes at most one group at a time, so that a program has one scale a row."""
+    part = min(64, group // 2 & -(group // 2))  # a power of two that divides the bytes of a group
     if num_rows == 1:
         if kind == "int4":
-            return Shape(16, group // 2, 4, 4)
+            return Shape(16, part, 4, 4)
         return Shape(8, 1024 if kind == "int8" else 512, 4, 3)
-    columns = group // 2 if kind == "int4" else (256 if num_rows <= 16 else 128)
+    columns = part if kind == "int4" else (256 if num_rows <= 16 else 128)
     if dtype == torch.float32:
         return Shape(16, min(32, columns), 4, 2)
     return Shape(32, columns, 4, 4 if num_rows <= 16 else 3)

@@ -229,8 +229,8 @@ class Product:
         else:
             q = (place.randn(self.n, self.k // 2, dtype=torch.float32) * 64 + 128).clamp(0, 255).to(torch.uint8)
             shape = (self.n, self.k // self.group)
-            scale = place.randn(*shape, seed=2).abs() / 4
-            zero = (place.randn(*shape, seed=3) * 2 + 8).round() if self.zero else None
+            scale = place.randn(*shape, seed=2, dtype=torch.float32).abs() / 4
+            zero = (place.randn(*shape, seed=3) * 2 + 8).round().to(torch.uint8) if self.zero else None
             weight = linear.unpack_int4(q, scale.float(), zero, torch.float32)
             yield linear.int4_linear(x, q, scale, zero, bias), self._right(x, weight, bias)
 
@@ -303,6 +303,7 @@ CASES: dict[str, Case] = {
     "int4 1 row, zeros": Product(1, bits=4, zero=True, bias=True, group=32),
     "int4 5 rows": Product(5, bits=4),
     "int4 5 rows, zeros": Product(5, bits=4, zero=True, bias=True),
+    "int4 1 row, group of 192": Product(1, bits=4, group=192),
     "int4 70 rows": Product(70, bits=4, zero=True),
     "moe 1 token": Experts(1),
     "moe 23 tokens": Experts(23),
