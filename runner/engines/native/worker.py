@@ -16,15 +16,19 @@ from torch import Tensor
 
 from model_cards.card import ModelCard
 from runner.engines.native import machine
+from runner.engines.native.cpu_decoder import CpuDecoder, accelerate
+from runner.engines.native.graphs import DecodeGraphs
 from runner.engines.native.group import join_group
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import KVCache, bytes_per_block
+from runner.engines.native.layers.ops import ops, use_ops
 from runner.engines.native.model import build_model, read_config
 from runner.engines.native.plan import StepPlan
 from runner.engines.native.settings import BLOCK_SIZE, MAX_BATCHED_TOKENS, Settings
 from runner.errors import EngineStartFailed
 
 _LEAST_CONTEXT = 128
+_BACKENDS = {"cpu": "cpu", "cuda": "triton"}
 
 Progress = Callable[[str, float | None], None]
 
@@ -70,6 +74,8 @@ class Worker:
         self.block_size = config.settings.block_size or BLOCK_SIZE[self.device.type]
         self.max_batched_tokens = config.settings.max_batched_tokens or MAX_BATCHED_TOKENS[self.device.type]
         self.num_blocks = 0
+        self._graphs: DecodeGraphs | None = None
+        self.model: Any
 
     def load(self) -> None:
         """Build the model and read its weights. Raises EngineStartFailed, ModelFileError."""
@@ -89,6 +95,15 @@ class Worker:
             progress=self._progress,
         )
         self.vocab_size = self.model.spec.vocab_size
+        self._make_fast()
+
+    def _make_fast(self) -> None:
+        """Kernels for this device in place of torch's ops; on a CPU, where that can be, one call for a whole step."""
+        self.backend = self.settings.backend if self.settings.backend != "auto" else _BACKENDS[self.device.type]
+        if self.backend == "cpu":
+            self.model = accelerate(self.model)
+        if not isinstance(self.model, CpuDecoder):
+            use_ops(self.model, ops(self.backend))
 
     def _choose_context(self, model_config: dict[str, Any]) -> int:
         """What is asked, else what the model was trained for."""
@@ -135,6 +150,14 @@ class Worker:
         )
         for attention, layer in zip(attentions, self.cache.layers, strict=True):
             attention.cache = layer
+        if self.backend == "triton" and self.settings.cuda_graphs and self._config.size == 1:
+            self._graphs = DecodeGraphs(
+                self.model,
+                self.device,
+                max_batch=self.settings.max_running,
+                max_context=self.context_length,
+                block_size=self.block_size,
+            )
 
     def _shorten(self, tokens: int) -> int:
         if self._config.context_length or tokens < _LEAST_CONTEXT:
@@ -156,11 +179,16 @@ class Worker:
     def execute(self, plan: StepPlan) -> Tensor | None:
         """Logits [samples, vocab] float32 of the rows that are sampled; None where the step samples none."""
         self.cache.copy_blocks(plan.copies)
-        batch = Batch.from_plan(plan, self.device)
-        hidden = self.model(batch)
+        if isinstance(self.model, CpuDecoder):
+            return self.model.step(plan)
+        if self._graphs is not None and self._graphs.fits(plan):
+            hidden = self._graphs.run(plan)
+        else:
+            hidden = self.model(Batch.from_plan(plan, self.device))
         if not len(plan.sample_rows):
             return None
-        return self.model.logits(hidden[batch.sample_rows])
+        rows = torch.from_numpy(plan.sample_rows.astype(np.int64)).to(self.device, non_blocking=True)
+        return self.model.logits(hidden[rows])
 
     def check_device(self) -> None:
         """Raises where the device cannot go on after an error (a fault inside a CUDA kernel is final)."""
