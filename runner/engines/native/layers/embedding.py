@@ -27,11 +27,15 @@ class Embedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         """[tokens, hidden] on every rank."""
         if self.parallel.size == 1:
-            return F.embedding(token_ids, self.weight)
+            return self.look_up(token_ids)
         local = token_ids - self.span.start
         is_here = (local >= 0) & (local < self.span.length)
-        found = F.embedding(local.clamp(0, len(self.weight) - 1), self.weight)
+        found = self.look_up(local.clamp(0, max(0, self.span.length - 1)))
         return self.parallel.all_reduce(found * is_here.unsqueeze(1))
+
+    def look_up(self, rows: Tensor) -> Tensor:
+        """Some of this rank's rows; a quantised embedding has its own way."""
+        return F.embedding(rows, self.weight)
 
     def fills(self) -> Iterator[Fill]:
         """This rank's ids; padding stays as it is and is never looked up."""
@@ -73,13 +77,17 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] float32."""
-        weight = self._tied[0].weight if self.weight is None else self.weight
-        logits = self.parallel.all_gather(self.ops.linear(hidden, weight, self.bias))[:, : self.spec.vocab_size].float()
+        logits = self.parallel.all_gather(self.project(hidden))[:, : self.spec.vocab_size].float()
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         if self.spec.logit_softcap is not None:
             logits = torch.tanh(logits / self.spec.logit_softcap) * self.spec.logit_softcap
         return logits
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocabulary here]; a quantised head has its own way."""
+        weight = self._tied[0].weight if self.weight is None else self.weight
+        return self.ops.linear(hidden, weight, self.bias)
 
     def fills(self) -> Iterator[Fill]:
         """This rank's ids."""

@@ -59,6 +59,11 @@ class Ops:
     moe: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str], Tensor]
     """(x [rows, n], expert ids [rows, k], weights [rows, k] float32, gate_up [experts, 2m, n], down [experts, n, m],
     activation) -> [rows, n]."""
+    int8_linear: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    """(x [rows, in], weight int8 [out, in], scale float32 [out], bias) -> x (weight * scale)^T + bias in x's dtype."""
+    int4_linear: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    """(x [rows, in], weight uint8 [out, in / 2] with the even column in the low four bits, scale float32 and zero uint8
+    [out, in / group], bias); w = (q - zero) * scale; groups of 128, 64 or 32."""
 
 
 def ops(name: str) -> Ops:

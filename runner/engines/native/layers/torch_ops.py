@@ -10,6 +10,7 @@ from runner.engines.native.layers.activation import ACTIVATIONS
 from runner.engines.native.layers.cache import LayerCache
 from runner.engines.native.layers.ops import HeadNorms, Ops, Rotation
 from runner.engines.native.layers.paged_attention import paged_attention, write_cache
+from runner.engines.native.layers.quantized_ops import int4_linear, int8_linear
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -82,4 +83,5 @@ def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, 
     return out.to(x.dtype)
 
 
-OPS = Ops(F.linear, rms_norm, add_rms_norm, gate, rope_write, write_cache, paged_attention, moe)
+OPS = Ops(F.linear, rms_norm, add_rms_norm, gate, rope_write, write_cache, paged_attention, moe, int8_linear,
+          int4_linear)  # fmt: skip
