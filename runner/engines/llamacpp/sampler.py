@@ -26,7 +26,7 @@ Ids = NDArray[np.intp]
 
 _BLOCK = 64
 _SUM_BLOCK = 128
-_NUCLEUS_GUESS = 512
+_NUCLEUS_GUESS = 128
 """top_p's nucleus is looked for among this many best tokens first."""
 
 
@@ -199,7 +199,7 @@ def _lower_bound(logits: Floats, count: int) -> np.float32 | None:
         if len(logits) <= 4 * count:
             return None
         return np.float32(np.partition(logits, len(logits) - count)[len(logits) - count])
-    maxima = logits[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
+    maxima = logits[: num_blocks * _BLOCK].reshape(_BLOCK, num_blocks).max(axis=0)  # strided: a tenth of the time
     return np.float32(np.partition(maxima, num_blocks - count)[num_blocks - count])
 
 

@@ -39,10 +39,26 @@ def make_stream(
     )
 
 
-@pytest.fixture(params=[True, False], ids=["host", "batched"])
+class _Moving(Sampler):
+    """A Sampler that takes logits from anywhere."""
+
+    def sample(self, logits: Any, streams: Any) -> Any:
+        return super().sample(logits.to(self._device), streams)
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+WAYS = [
+    pytest.param(("cpu", True), id="host"),
+    pytest.param(("cpu", False), id="batched"),
+    pytest.param(("cuda", False), id="cuda", marks=[pytest.mark.gpu, NO_GPU]),
+]
+
+
+@pytest.fixture(params=WAYS)
 def make_sampler(request: pytest.FixtureRequest) -> Any:
-    """Makes a Sampler for a vocabulary's size; both ways of choosing, on the CPU."""
-    return lambda vocab=VOCAB: Sampler(vocab, "cpu", on_host=request.param)
+    """Makes a Sampler for a vocabulary's size: each way of choosing."""
+    device, on_host = request.param
+    return lambda vocab=VOCAB: _Moving(vocab, device, on_host=on_host)
 
 
 @pytest.fixture
@@ -346,7 +362,7 @@ def test_beams_get_the_candidates_that_transformers_would_rank(sample: Any) -> N
     for one, scores, count in ((found[0], plain, 4), (found[1], waiting, 8)):
         values, tokens = scores.topk(count)
         assert [token for token, _ in one.candidates] == tokens.tolist()
-        assert [value for _, value in one.candidates] == values.tolist()
+        assert [value for _, value in one.candidates] == pytest.approx(values.tolist(), abs=1e-6)
 
 
 def test_beams_part_with_their_grammars(make_sampler: Any) -> None:
