@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 
+from benchmarks.quiet import undisturbed
 from benchmarks.servers import Server
 from runner.bench.client import HttpTarget
 from runner.bench.load import closed_loop
@@ -43,13 +45,17 @@ async def _closed(
 def interleaved(
     servers: Sequence[Server], repeats: int, concurrency: int, num_requests: int, shape: Shape
 ) -> dict[str, list[Point]]:
-    """A, B, C, A, B, C …: every server's points, so that a noisy minute hits all of them. One warm-up each."""
+    """A, B, C, A, B, C …: every server's points, so that a noisy minute hits all of them. One warm-up each.
+
+    Points that other programs disturbed are measured again.
+    """
     for server in servers:
         measure(server, concurrency, concurrency, Shape(input_len=32, output_len=8), seed=1_000)
     points: dict[str, list[Point]] = {server.name: [] for server in servers}
     for repeat in range(repeats):
         for server in servers:
-            points[server.name].append(measure(server, concurrency, num_requests, shape, seed=repeat))
+            run = partial(measure, server, concurrency, num_requests, shape, seed=repeat)
+            points[server.name].append(undisturbed(run, [other.process.pid for other in servers]))
     return points
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from benchmarks.client import interleaved, median, spread_text
 from benchmarks.client import measure as measure_one
 from benchmarks.http_concurrency import CONTEXT
+from benchmarks.quiet import undisturbed
 from benchmarks.row import Row, skipped
 from benchmarks.servers import llama_server, llmrun
 from benchmarks.settings import Settings, random_model
@@ -20,9 +22,9 @@ TOKENS = 128
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Two rows."""
+    """Three rows."""
     model = random_model(settings)
-    return [_against_server(settings, model), _against_bench(settings, model)]
+    return [_against_server(settings, model), *_against_bench(settings, model)]
 
 
 def _limits(settings: Settings) -> list[str]:
@@ -50,23 +52,30 @@ def _against_server(settings: Settings, model: Path) -> Row:
     return _row(what, bar, ours, theirs, 0.98)
 
 
-def _against_bench(settings: Settings, model: Path) -> Row:
+def _against_bench(settings: Settings, model: Path) -> list[Row]:
+    """The bar is tg from an empty context; the second row begins where our chat does, after its prompt."""
     what, bar = f"one chat, decode tokens/s over HTTP, against llama-bench tg{TOKENS}", ">= 0.95x"
     if settings.rivals.llama_bench is None:
-        return skipped(what, bar, "LLAMA_BENCH is not set (see benchmarks/README.md)")
-    ours, theirs = [], []
+        return [skipped(what, bar, "LLAMA_BENCH is not set (see benchmarks/README.md)")]
+    ours, empty, behind = [], [], []
     with llmrun(settings, model, *_limits(settings)) as server:
         for repeat in range(settings.repeats):
-            theirs.append(_llama_bench(settings, model))
-            point = measure_one(server, 1, 2, Shape(input_len=16, output_len=TOKENS), seed=repeat)
+            chat = partial(measure_one, server, 1, 2, Shape(input_len=16, output_len=TOKENS), seed=repeat)
+            point = undisturbed(chat, [server.process.pid])
             ours.append(_decode_rate(point))
-    return _row(what, bar, ours, theirs, 0.95)
+            depth = round(point.prompt_tokens / point.num_requests)
+            for rates, tokens_before in ((empty, 0), (behind, depth)):
+                bench = partial(_llama_bench, settings, model, tokens_before)
+                rates.append(undisturbed(bench, [server.process.pid]))
+    same_depth = f"... at the depth of our chat (-d {depth}; not the bar)"
+    return [_row(what, bar, ours, empty, 0.95), _row(same_depth, bar, ours, behind, 0.95)]
 
 
-def _llama_bench(settings: Settings, model: Path) -> float:
+def _llama_bench(settings: Settings, model: Path, depth: int) -> float:
     assert settings.rivals.llama_bench is not None
     command = [settings.rivals.llama_bench, "-m", str(model), "-p", "0", "-n", str(TOKENS), "-r", "2", "-o", "json"]
-    done = subprocess.run([*command, "-t", str(settings.threads)], capture_output=True, text=True, check=True)
+    command += ["-d", str(depth), "-t", str(settings.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)[0]["avg_ts"])
 
 
