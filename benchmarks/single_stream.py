@@ -57,7 +57,9 @@ def _against_bench(settings: Settings, model: Path) -> list[Row]:
     what, bar = f"one chat, decode tokens/s over HTTP, against llama-bench tg{TOKENS}", ">= 0.95x"
     if settings.rivals.llama_bench is None:
         return [skipped(what, bar, "LLAMA_BENCH is not set (see benchmarks/README.md)")]
-    ours, empty, behind = [], [], []
+    ours: list[float] = []
+    empty: list[float] = []
+    behind: list[float] = []
     with llmrun(settings, model, *_limits(settings)) as server:
         for repeat in range(settings.repeats):
             chat = partial(measure_one, server, 1, 2, Shape(input_len=16, output_len=TOKENS), seed=repeat)
