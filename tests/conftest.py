@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from runner import paths
 from runner.engines.llamacpp.library import LIBRARY_VARIABLE, find_library
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 LLAMACPP_LIBRARY = find_library()
 """Looked up before any test has another home."""
+
+
+NATIVE_KERNELS = paths.cache_dir() / "kernels"
+"""Compiled once for all tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +27,7 @@ def clean_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("LLMRUN_HOME", str(home / "llmrun"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LLMRUN_NATIVE_KERNELS", str(NATIVE_KERNELS))
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     return home

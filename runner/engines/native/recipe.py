@@ -1,4 +1,4 @@
-"""How out=native is installed: a virtual environment with PyTorch and what reads weights. Folders are environments.py's."""
+"""How out=native is installed: an environment with PyTorch and what reads weights. Folders are environments.py's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runner.engines.environments import Say, Wish
 from runner.engines.native.environment import find_python, installed_dir, python_in
+from runner.engines.native.kernels.cpu_build import BuildFailed, library_path
 from runner.engines.pins import NATIVE
 from runner.engines.pip import InstallFailed, install_environment
 from runner.errors import UsageError
@@ -31,6 +32,7 @@ class NativeRecipe:
         requirements = [pin.requirement(wish.version if pin.package == "torch" else None) for pin in NATIVE]
         say(f"making an environment with {requirements[0]} (a few minutes; a CUDA build has several GB)")
         install_environment(folder, requirements, on_line=_progress(say))
+        _compile_kernels(say)
         say("trying it")
         say(self.check(folder / "bin" / "python"))
 
@@ -57,6 +59,15 @@ class NativeRecipe:
 
 
 RECIPE = NativeRecipe()
+
+
+def _compile_kernels(say: Say) -> None:
+    """Now, so that the first run need not; without a compiler torch's own kernels serve."""
+    say("compiling kernels for this CPU (some seconds)")
+    try:
+        library_path()
+    except BuildFailed as problem:
+        say(f"kernels for this CPU could not be compiled, so that out=native will be slower on it: {problem}")
 
 
 def _progress(say: Say):  # type: ignore[no-untyped-def]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from runner import paths
 
+FOLDER_VARIABLE = "LLMRUN_NATIVE_KERNELS"
 _SOURCES = Path(__file__).with_name("cpu")
 _FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -31,7 +32,7 @@ class BuildFailed(Exception):
 def library_path() -> Path:
     """The library for this machine, built first if it is not there (about 5 s). Raises BuildFailed."""
     compiler = find_compiler()
-    folder = paths.cache_dir() / "kernels"
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or paths.cache_dir() / "kernels")
     path = folder / f"llmrun-cpu-{_key(compiler)}.so"
     if path.exists():
         return path
