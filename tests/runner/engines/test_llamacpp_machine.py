@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -202,3 +205,15 @@ def test_where_the_library_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mon
         library.find_library()
     chosen.write_text("")
     assert library.find_library() == chosen
+
+
+def test_the_build_hides_avx512_fp16() -> None:
+    """With it, ggml's float16 loops are 128 wide, and attention over heads of 64 is scalar code."""
+    compiler = shutil.which("g++")
+    if compiler is None or os.uname().machine != "x86_64":
+        pytest.skip("no g++ for x86-64 here")
+    header = Path(library.__file__).with_name("amxfix.h")
+    source = "#ifdef __AVX512FP16__\n#error it is on\n#endif\n"
+    command = [compiler, "-D__AVX512FP16__=1", f"-include{header}", "-x", "c++", "-fsyntax-only", "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
