@@ -20,6 +20,7 @@ from tests.runner.engines.native.kernel_cases import CASES
 
 COMPILED = (
     "attend mixed", "attend window", "attend alibi", "attend int8", "attend head size 256", "decode split",
+    "attend as Llama-3-8B", "attend as Gemma-2", "rope as Qwen3", "linear 1 row of 4096", "int8 1 row of 4096",
     "rope partial, norms", "rope int8", "write_cache", "rms_norm", "gate", "linear 1 row", "int8 1 row", "int8 5 rows",
     "int4 1 row, zeros", "int4 5 rows", "moe 23 tokens",
 )  # fmt: skip
