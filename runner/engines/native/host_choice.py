@@ -2,8 +2,8 @@
 
 Does to one row what sampler.py and distribution.py do to a batch on a device. Truncation and draw are llamacpp's.
 
-Microseconds a row of 32,000, numpy / batched operations, batch of 1: top_k 40 + top_p 63 / 326, top_p 95 / 373, the whole
-vocabulary 74 / 204, greedy with penalties 34 / 161; batch of 32: 47 / 71, 93 / 98, 61 / 49, 23 / 35.
+Microseconds a row of 32,000, numpy / batched operations: batch of 1: top_k 40 + top_p 63 / 326, top_p 95 / 373, the
+whole vocabulary 74 / 204, greedy with penalties 34 / 161; batch of 32: 47 / 71, 93 / 98, 61 / 49, 23 / 35.
 """
 
 from __future__ import annotations
