@@ -68,6 +68,8 @@ class GgufFile:
         self.path = path
         self.shards = shards
         self._tensors: tuple[TensorInfo, ...] | None = None
+        self.data_at = 0
+        """Byte of this file where tensor data begins; known once `tensors` was read."""
         self._map = _map_file(path)
         try:
             self._scan()
@@ -291,7 +293,8 @@ class GgufFile:
                 tensors.append(tensor)
         except (struct.error, OverflowError, IndexError):
             self._fail_truncated()
-        self._check_data(tensors, -(-offset // self.alignment) * self.alignment)
+        self.data_at = -(-offset // self.alignment) * self.alignment
+        self._check_data(tensors, self.data_at)
         return tensors
 
     def _read_tensor(self, index: int, offset: int) -> tuple[TensorInfo, int]:

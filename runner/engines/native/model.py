@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from runner.engines.native.models import find_family
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.settings import Settings
 from runner.engines.native.spec import DecoderSpec
+from runner.engines.native.weights import Names
 from runner.errors import EngineStartFailed
 
 
@@ -52,10 +54,10 @@ def build_model(
         from runner.engines.native.models._transformers import build_transformers
 
         return build_transformers(card, config, parallel=parallel, dtype=dtype, device=device, progress=progress)
-    spec = family.spec(config)
+    source, spec, names = _open(card, family, config)
     _check(spec, context_length)
     model: Decoder = getattr(family, "Model", Decoder)(spec, parallel, dtype, device)
-    load(model, source_of(card), family.names(config), progress=progress, context_length=context_length)
+    load(model, source, names, progress=progress, context_length=context_length)
     return model
 
 
@@ -67,11 +69,12 @@ def _check(spec: DecoderSpec, context_length: int) -> None:
         )
 
 
-def source_of(card: ModelCard) -> TensorSource:
-    """The weights of a card. Raises ModelFileError, ModelNotFound."""
+def _open(card: ModelCard, family: ModuleType, config: dict[str, Any]) -> tuple[TensorSource, DecoderSpec, Names]:
+    """The weights of a card, and what is in them. Raises ModelFileError, ModelNotFound."""
     assert card.path is not None
     if card.kind == "gguf":
         from runner.engines.native.gguf_weights import GgufSource
 
-        return GgufSource(Path(card.path))
-    return open_folder(Path(card.path))
+        source = GgufSource(Path(card.path))
+        return source, *source.adapt(family.spec(config))
+    return open_folder(Path(card.path)), family.spec(config), family.names(config)
