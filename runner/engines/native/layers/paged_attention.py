@@ -18,6 +18,7 @@ from torch import Tensor
 
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
+from runner.engines.native.layers.kv_quant import dequantize_kv, quantize_kv
 
 _MAX_QUERIES = 512
 
@@ -114,17 +115,9 @@ def write_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Put k and v [tokens, kv_heads, head_dim] at their slots, quantised as the cache is."""
     for values, store, scales in ((k, cache.k, cache.k_scale), (v, cache.v, cache.v_scale)):
         if scales is not None:
-            values, factor = _quantize(values, store.dtype)
+            values, factor = quantize_kv(values, store.dtype)
             scales.view(-1, scales.shape[-1])[slots] = factor
         store.view(-1, *store.shape[2:])[slots] = values.to(store.dtype)
-
-
-def _quantize(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Symmetric, a scale for each token and head."""
-    largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-    scale = values.abs().amax(-1).float().clamp_min_(1e-12) / largest
-    scaled = values.float() / scale.unsqueeze(-1)
-    return (scaled.round_() if dtype == torch.int8 else scaled.clamp_(-largest, largest)), scale
 
 
 def _groups(batch: Batch, block_size: int) -> list[_Group]:
@@ -165,7 +158,7 @@ def _gather(store: Tensor, scales: Tensor | None, group: _Group, dtype: torch.dt
     flat = group.tables.reshape(-1)
     values = store.index_select(0, flat)
     if scales is not None:
-        values = values.float() * scales.index_select(0, flat).unsqueeze(-1)
+        values = dequantize_kv(values, scales.index_select(0, flat), dtype)
     values = values.view(group.num_sequences, -1, *store.shape[2:])
     return values[:, : group.key_len].to(dtype)
 

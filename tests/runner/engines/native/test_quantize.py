@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 from model_cards.errors import ModelFileError  # noqa: E402
 from runner.engines.native.checkpoint import open_folder  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
+from runner.engines.native.layers.kv_quant import dequantize_kv, quantize_kv  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
 from runner.engines.native.layers.quantized_linear import (  # noqa: E402
     QuantizedExperts,
@@ -73,8 +74,11 @@ def test_round_trip(kind: Any, columns: int) -> None:
     matrix = quantize(weight, kind, "w")
     group = columns if kind == "int8" else {256: 128, 192: 64, 96: 32}[columns]
     assert matrix.group_size == group and matrix.scales.shape == (1500, columns // group)
-    error = (matrix.dequantize() - weight).abs().view(1500, -1, group).amax(-1)
-    assert (error <= matrix.scales * 0.51 if kind == "int8" else error <= matrix.scales).all()
+    error = (matrix.dequantize() - weight).view(1500, -1, group)
+    if kind == "int8":
+        assert (error.abs().amax(-1) <= matrix.scales * 0.51).all()
+    else:
+        assert error.std() < {128: 0.1, 64: 0.093, 32: 0.084}[group]  # of weights with 1
 
 
 def test_rows_without_numbers_and_a_positive_row() -> None:
@@ -142,6 +146,20 @@ def test_ranks_at_load(tmp_path: Path, kind: Any) -> None:
     summed = sum(part.matrices[0](piece) for part, piece in zip(down, x.chunk(2, 1), strict=True))
     wanted = plain.get_submodule("layers.0.mlp.down")(x)
     assert (summed - wanted).norm() / wanted.norm() < {"int8": 0.02, "int4": 0.15}[kind]
+
+
+# --- keys and values --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_keys_and_values(dtype: Any) -> None:
+    x = randn(7, 2, 64)
+    x[3, 1] = 0
+    q, scale = quantize_kv(x.bfloat16(), dtype)
+    assert q.dtype == dtype and scale.shape == (7, 2) and scale.dtype == torch.float32
+    error = (dequantize_kv(q, scale, torch.float32) - x.bfloat16().float()).abs()
+    limit = scale.unsqueeze(-1) * 0.51 if dtype == torch.int8 else scale.unsqueeze(-1) + x.abs() / 15
+    assert (error <= limit).all()
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
