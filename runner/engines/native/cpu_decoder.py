@@ -1,7 +1,7 @@
 """CpuDecoder: a Decoder on the CPU whose step is one call into kernels/cpu/decoder.h. Same interface, same results.
 
 Weights are packed for the kernels once, each freed as soon as it is packed; a tied embedding is looked up in the packed
-head. What it does not take (experts, quantised weights, several ranks, float16) stays a Decoder with the "cpu" ops.
+head. What it does not take (experts, act-order, several ranks, float16) stays a Decoder with the "cpu" ops.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from runner.engines.native.layers.decoder import Decoder
 from runner.engines.native.layers.linear import Linear
 from runner.engines.native.layers.mlp import MLP
 from runner.engines.native.layers.norm import LayerNorm, Norm, WideRMSNorm
+from runner.engines.native.layers.quantized_linear import (
+    QuantizedEmbedding,
+    QuantizedHead,
+    QuantizedLinear,
+    QuantizedMatrix,
+)
 from runner.engines.native.plan import StepPlan
 
 _HUGE_PAGE = 2 << 20
@@ -49,8 +55,15 @@ def is_eligible(model: Decoder) -> bool:
         and spec.moe is None
         and spec.head_dim % 8 == 0
         and len(linears) == 4 * spec.num_layers
-        and all(type(linear) is Linear and linear.weight.dtype == model.dtype for linear in linears)
+        and all(_is_packable(linear, model.dtype) for linear in linears)
     )
+
+
+def _is_packable(linear: nn.Module, dtype: torch.dtype) -> bool:
+    if isinstance(linear, QuantizedLinear):
+        matrix: Any = linear.matrices[0]
+        return len(linear.matrices) == 1 and matrix.perm is None
+    return type(linear) is Linear and linear.weight.dtype == dtype
 
 
 class CpuDecoder(nn.Module):
@@ -116,20 +129,26 @@ class CpuDecoder(nn.Module):
         linears: list[tuple[Linear, bool]] = [(linear, layer.mlp.is_gated and linear is layer.mlp.up)
                    for layer in layers for linear in _linears(layer)]  # fmt: skip
         self._packed: dict[int, c.Weight] = {}
-        head: Any = model.head if model.head.weight is not None else model.embed
-        shapes = [self._shape(linear.weight, linear.bias, gated) for linear, gated in linears]
-        head_weight = self._shape(head.weight[: self.spec.vocab_size], model.head.bias, False)
+        head: Any = model.embed if self.spec.tied_head else model.head
+        shapes = [self._shape(_matrix(linear), linear.bias, gated) for linear, gated in linears]
+        head_weight = self._shape(_matrix(head), model.head.bias, False)
         self._arena = self._allocate([*shapes, head_weight])
         for (linear, _), weight in zip(linears, shapes, strict=True):
-            self._move(linear, linear.weight, weight)
+            self._move(linear, weight)
             self._packed[id(linear)] = weight
-        self._move(head, head.weight[: self.spec.vocab_size], head_weight)
+        self._embed = None if self.spec.tied_head else _dense(model.embed, self.dtype)
+        self._move(head, head_weight)
         self._head = head_weight
-        self._embed = None if head is model.embed else model.embed.weight
 
-    def _shape(self, weight: Tensor, bias: Tensor | None, gated: bool) -> c.Weight:
-        rows, columns = weight.shape
-        return c.Weight(None, self._floats(bias), rows, columns, TYPES[self.dtype], gated)
+    def _shape(self, matrix: Tensor | QuantizedMatrix, bias: Tensor | None, gated: bool) -> c.Weight:
+        address, kind = self._floats(bias), TYPES[self.dtype]
+        if not isinstance(matrix, QuantizedMatrix):
+            return c.Weight(None, address, *matrix.shape, kind, gated)
+        weight = c.Weight(None, address, matrix.out_features, matrix.in_features, kind, gated, None, matrix.bits,
+                          matrix.group_size)  # fmt: skip
+        self._kept.append(torch.empty(self._c.scale_bytes(ctypes.byref(weight)) // 4))
+        weight.scales = self._kept[-1].data_ptr()
+        return weight
 
     def _allocate(self, weights: list[c.Weight]) -> nn.Parameter:
         """One piece of memory for all, in huge pages; gives each weight its address."""
@@ -143,8 +162,15 @@ class CpuDecoder(nn.Module):
             at += size
         return nn.Parameter(memory, requires_grad=False)
 
-    def _move(self, module: Any, source: Tensor, weight: c.Weight) -> None:
-        """Packs a weight and lets go of what it was."""
+    def _move(self, module: Any, weight: c.Weight) -> None:
+        """Packs a module's weight and lets go of what it was."""
+        source = _matrix(module)
+        if isinstance(source, QuantizedMatrix):
+            zeros = None if source.zeros is None else source.zeros.float()
+            self._c.pack_quantized(self._c.pool, source.q.data_ptr(), source.scales.data_ptr(),
+                                   None if zeros is None else zeros.data_ptr(), ctypes.byref(weight))  # fmt: skip
+            source.drop()
+            return
         source = source if source.stride(1) == 1 else source.contiguous()
         self._c.pack(self._c.pool, source.data_ptr(), TYPES[source.dtype], source.stride(0), ctypes.byref(weight))
         module.weight = None
@@ -214,6 +240,22 @@ def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear]:
     """In the order of decoder.h's Layer."""
     assert isinstance(layer.mlp, MLP)
     return layer.attn.qkv, layer.attn.out, layer.mlp.up, layer.mlp.down
+
+
+def _matrix(module: Any) -> Tensor | QuantizedMatrix:
+    """The weight of a Linear, Embedding or Head; of one rank, so without padding."""
+    if isinstance(module, QuantizedLinear):
+        module = module.matrices[0]
+    elif isinstance(module, QuantizedEmbedding | QuantizedHead):
+        module = module.matrix
+    found: Tensor | QuantizedMatrix = module if isinstance(module, QuantizedMatrix) else module.weight
+    return found
+
+
+def _dense(embedding: nn.Module, dtype: torch.dtype) -> Tensor:
+    """An embedding that is not the head too is looked up as it is."""
+    matrix = _matrix(embedding)
+    return matrix.dequantize().to(dtype) if isinstance(matrix, QuantizedMatrix) else matrix
 
 
 def _int32(array: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -20,10 +20,10 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu")
 
 
 class Weight(ctypes.Structure):
-    """gemm.h: a packed [n, k] matrix."""
+    """gemm.h: a packed [n, k] matrix; quantised where `bits` is not 0."""
 
     _fields_ = [("data", c_void_p), ("bias", c_void_p), ("n", c_int32), ("k", c_int32), ("type", c_int32),
-                ("is_gated", c_int32)]  # fmt: skip
+                ("is_gated", c_int32), ("scales", c_void_p), ("bits", c_int32), ("group", c_int32)]  # fmt: skip
 
 
 class Cache(ctypes.Structure):
@@ -97,6 +97,8 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "advise": (None, (_P, _L)),
     "packed_bytes": (_L, (_P,)),
     "pack": (None, (_P, _P, _I, _L, _P)),
+    "scale_bytes": (_L, (_P,)),
+    "pack_quantized": (None, (_P, _P, _P, _P, _P)),
     "linear": (None, (_P, _P, _I, _P, _L, _P)),
     "rms_norm": (None, (_P, _P, _P, _P, _F, _I, _I, _I, _P)),
     "gate": (None, (_P, _P, _I, _I, _I, _I, _P)),

@@ -59,6 +59,11 @@ class QuantizedMatrix(nn.Module):
         """Some rows, dequantised, float32 [ids, in]; of a weight with 8 bits, one group and no perm."""
         return self.q[ids] * self.scales[ids]
 
+    def drop(self) -> None:
+        """Give the memory back, once the weight is kept elsewhere; nothing may be computed after that."""
+        self.q = self.scales = _constant(torch.empty(0, dtype=torch.uint8))
+        self.zeros = None
+
     def _stored(self) -> Tensor:
         q = unpack_nibbles(self.q) if self.bits == 4 else self.q
         grouped = q.float().view(self.out_features, -1, self.group_size)

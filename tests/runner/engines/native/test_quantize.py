@@ -15,6 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 from model_cards.errors import ModelFileError  # noqa: E402
 from runner.engines.native.checkpoint import open_folder  # noqa: E402
+from runner.engines.native.cpu_decoder import CpuDecoder, is_eligible  # noqa: E402
+from runner.engines.native.kernels import cpu  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
 from runner.engines.native.layers.kv_quant import dequantize_kv, quantize_kv  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
@@ -317,3 +319,41 @@ def test_a_packed_checkpoint_of_another_shape(folder: Path) -> None:
     (packed / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
     with pytest.raises(ModelFileError, match=r"(gate|up|down)_proj\.weight in .*safetensors has shape \["):
         load_packed(packed)
+
+
+# --- the C++ decoder --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels() -> Any:
+    library = cpu.library()
+    if library is None:
+        pytest.skip("no C++ compiler")
+    return library
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cpu_decoder(tmp_path: Path, kernels: Any, kind: Any, is_tied: bool, dtype: Any) -> None:
+    """Prefill (panels are made dense) and decode (they are not) equal the reference ops, for biases and gates too."""
+    toy(
+        transformers.Qwen2Config, transformers.Qwen2ForCausalLM, tie_word_embeddings=is_tied, intermediate_size=160
+    ).save_pretrained(tmp_path)  # fmt: skip
+    plain, packed = (load_folder(tmp_path, replace=Quantizer(kind), dtype=dtype) for _ in range(2))
+    assert is_eligible(packed)
+    wanted, got = Runner(plain), Runner(CpuDecoder(packed, kernels))  # type: ignore[arg-type]
+    streams = [runner.stream(PROMPT) for runner in (wanted, got)]
+    for count in (8, 2, 1, 1, 1):
+        theirs, ours = wanted.step((streams[0], count))[0], got.step((streams[1], count))[0]
+        limit = 1e-5 if dtype == torch.float32 else 0.03
+        assert (ours - theirs).norm() / theirs.norm() < limit
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cpu_decoder_of_a_checkpoint(folder: Path, kernels: Any, bits: int) -> None:
+    stated = GPTQ4 | {"bits": bits}
+    packed, dense = packing.write_pair(folder, stated, packing.gptq, plain(bits, 32, False))
+    wanted = logits(load_folder(dense))
+    ours = CpuDecoder(load_packed(packed)[0], kernels)
+    assert (logits(ours) - wanted).abs().max() < 1e-4 * wanted.abs().max()  # type: ignore[arg-type]

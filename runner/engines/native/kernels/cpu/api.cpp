@@ -52,6 +52,16 @@ void llmrun_pack(Pool* pool, const void* from, int type, int64_t stride, const W
     pool->end();
 }
 
+// The same for a quantised weight, whose scales need memory too.
+int64_t llmrun_scale_bytes(const Weight* w) { return num_panels(w->n, w->is_gated) * (int64_t)w->groups() * 2 * NR * 4; }
+
+void llmrun_pack_quantized(Pool* pool, const uint8_t* q, const float* scale, const float* zero, const Weight* w) {
+    const int panels = num_panels(w->n, w->is_gated);
+    pool->begin();
+    pool->run(panels, [&](int p, int) { pack_quantized(q, scale, zero, p, *w); });
+    pool->end();
+}
+
 // y [rows, n] = x W^T + b, both of w->type; x zero-padded to a multiple of 32 columns and rows. For tests and timings.
 void llmrun_linear(Pool* pool, const Weight* w, int rows, const void* x, int64_t stride, float* y) {
     pool->begin();
