@@ -119,6 +119,7 @@ inline vi widen(const uint8_t* p) {
 
 // NR columns of row i of a quantised panel, as float but for scale and offset.
 inline void read_codes(const Weight& w, const uint8_t* panel, int i, vf out[2]) {
+    __builtin_prefetch(panel + (int64_t)i * NR * w.bits / 8 + AHEAD);
     if (w.bits == 8) {
         out[0] = __builtin_convertvector(widen<int8_t>(panel + (int64_t)i * NR), vf);
         out[1] = __builtin_convertvector(widen<int8_t>(panel + (int64_t)i * NR + W), vf);
