@@ -53,7 +53,15 @@ def build_model(
     if family is None:
         from runner.engines.native.models._transformers import build_transformers
 
-        return build_transformers(card, config, parallel=parallel, dtype=dtype, device=device, progress=progress)
+        return build_transformers(
+            card,
+            config,
+            parallel=parallel,
+            dtype=dtype,
+            device=device,
+            context_length=context_length,
+            progress=progress,
+        )
     source, spec, names = _open(card, family, config)
     _check(spec, context_length)
     model: Decoder = getattr(family, "Model", Decoder)(spec, parallel, dtype, device)

@@ -150,7 +150,7 @@ class Worker:
         )
         for attention, layer in zip(attentions, self.cache.layers, strict=True):
             attention.cache = layer
-        if self.backend == "triton" and self.settings.cuda_graphs and self._config.size == 1:
+        if self.backend == "triton" and self.settings.cuda_graphs and self._config.size == 1 and self.model.can_capture:
             self._graphs = DecodeGraphs(
                 self.model,
                 self.device,

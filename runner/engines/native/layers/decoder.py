@@ -22,6 +22,9 @@ from runner.engines.native.spec import DecoderSpec, RopeSpec
 class Decoder(nn.Module):
     """`device` is where set_context() puts rotary tables and the loader parameters; until then all is on "meta"."""
 
+    can_capture = True
+    """Whether a step never makes the host wait, so that CUDA graphs can record it."""
+
     def __init__(self, spec: DecoderSpec, parallel: Parallel, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.spec, self.parallel, self.dtype, self.device = spec, parallel, dtype, torch.device(device)

@@ -38,6 +38,8 @@ _TOLERANCE = 0.05
 class TransformersDecoder(Decoder):
     """A Decoder's interface around a causal language model of transformers. `base` computes hidden states."""
 
+    can_capture = False
+
     def __init__(self, causal: Any, dtype: torch.dtype, device: torch.device) -> None:
         nn.Module.__init__(self)
         self.parallel, self.dtype, self.device = Parallel.single(), dtype, device
@@ -162,6 +164,7 @@ def build_transformers(
     parallel: Parallel,
     dtype: torch.dtype,
     device: torch.device,
+    context_length: int,
     progress: Callable[[str, float | None], None],
 ) -> Decoder:
     """The loaded model. Raises EngineStartFailed where transformers is missing or the architecture cannot be run so."""
@@ -183,6 +186,11 @@ def build_transformers(
     _check(Path(card.path))
     progress("loading weights", None)
     causal: Any = transformers.AutoModelForCausalLM.from_pretrained(card.path, dtype=dtype, attn_implementation=_NAME)
+    for name, module in causal.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("wpe", "positions", "position_embeddings")):
+            most = module.num_embeddings - getattr(module, "offset", 0)
+            if context_length > most:
+                raise EngineStartFailed(f"--context-length {context_length:,}: {most:,} is the most for this model")
     return TransformersDecoder(causal.to(device).eval(), dtype, device)
 
 

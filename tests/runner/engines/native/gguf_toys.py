@@ -21,9 +21,10 @@ HEADS_TOGETHER = ("gptneox", "bloom", "falcon")
 
 def write_gguf(
     model: Any, path: Path, arch: str, keys: dict[str, Any] | None = None, *, quantize: str = "F32",
-    extra: dict[str, list[float]] | None = None,
+    extra: dict[str, list[float]] | None = None, apart: bool = False,
 ) -> None:  # fmt: skip
-    """`keys` are metadata behind the architecture that general_keys() does not have, `extra` small tensors."""
+    """`keys` are metadata behind the architecture that general_keys() does not have, `extra` small tensors; `apart`:
+    experts are not stacked."""
     folder = path.parent / (path.name + ".hf")
     model.save_pretrained(folder)
     writer = gguf.GGUFWriter(path, arch)
@@ -40,7 +41,12 @@ def write_gguf(
             continue
         target = table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, name
-        add_tensor(writer, target, converted(target, value.float(), arch, model.config), quantize)
+        value = converted(target, value.float(), arch, model.config)
+        if apart and "_exps" in target:
+            for number, expert in enumerate(value):
+                add_tensor(writer, target.replace("_exps.", f".{number}."), expert, quantize)
+        else:
+            add_tensor(writer, target, value, quantize)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, np.array(values, np.float32))
     writer.write_header_to_file()

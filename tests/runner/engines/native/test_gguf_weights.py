@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -200,6 +201,29 @@ def test_a_rank_reads_its_share(tmp_path: Path) -> None:
     assert torch.equal(halves[1].get_submodule("layers.0.attn.qkv").weight, rank1)
     downs = [half.get_submodule("layers.0.mlp.down").weight for half in halves]
     assert torch.equal(torch.cat(downs, 1), whole.get_submodule("layers.0.mlp.down").weight)
+
+
+def test_experts_apart(tmp_path: Path) -> None:
+    """Mixtral files of before March 2024."""
+    make_toy("llama-experts", tmp_path / "toy.gguf")
+    make_toy("llama-experts", tmp_path / "apart.gguf", apart=True)
+    stacked, apart = load_gguf(tmp_path / "toy.gguf"), load_gguf(tmp_path / "apart.gguf")
+    assert all(torch.equal(a, b) for a, b in zip(stacked.parameters(), apart.parameters(), strict=True))
+
+
+def test_numbers_that_nobody_dequantises(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "toy.gguf", "llama")
+    for key in ("embedding_length", "block_count", "attention.head_count", "feed_forward_length"):
+        writer.add_uint32(f"llama.{key}", 1)
+    writer.add_tensor("token_embd.weight", np.zeros((2, 292), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = GgufSource(tmp_path / "toy.gguf")
+    assert source.shape("token_embd.weight") == (2, 256)
+    with pytest.raises(ModelFileError, match=r"token_embd\.weight .* is Q8_K, which out=native cannot dequantise"):
+        source.read("token_embd.weight")
 
 
 def test_unknown_architecture(tmp_path: Path) -> None:

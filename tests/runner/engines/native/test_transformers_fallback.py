@@ -55,8 +55,8 @@ def toy_of(name: str, **changes: Any) -> Any:
 def build(folder: Path, **changes: Any) -> Any:
     """Through transformers, float32."""
     card = ModelCard(name="toy", source=str(folder), kind="hf", path=str(folder))
-    options = {"parallel": Parallel.single(), "dtype": torch.float32, "device": torch.device("cpu")} | changes
-    return build_transformers(card, {}, progress=lambda phase, share: None, **options)
+    fixed = {"dtype": torch.float32, "device": torch.device("cpu"), "parallel": Parallel.single(), "context_length": 64}
+    return build_transformers(card, {}, progress=lambda phase, share: None, **fixed | changes)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,6 +98,13 @@ def test_refused(tmp_path: Path, what: str) -> None:
 def test_more_ranks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineStartFailed, match="one rank only"):
         build(tmp_path, parallel=Parallel(0, 2))
+
+
+@pytest.mark.parametrize("name", ["opt-350m", "gpt2-scaled-by-layer"])
+def test_a_context_beyond_the_learned_positions(tmp_path: Path, name: str) -> None:
+    toy_of(name).save_pretrained(tmp_path)
+    with pytest.raises(EngineStartFailed, match="64 is the most"):
+        build(tmp_path, context_length=65)
 
 
 def test_unknown_to_transformers(tmp_path: Path) -> None:
