@@ -1,0 +1,149 @@
+"""Discovery in a folder that ingress and workers share: no daemon. A key is a file, its lease is the file's age.
+
+Files are written under a hidden name and renamed, so that nobody reads half a file. Ages are compared with the
+folder's own clock (a file that the reader touches), so that machines need not agree on the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from runner.net.store import LEASE_S, Change, StoreUnavailable
+
+_POLL_S = 0.2
+_MAX_VALUE_BYTES = 64 << 20
+
+
+class FolderStore:
+    """See Store."""
+
+    def __init__(self, folder: Path, *, lease_s: float = LEASE_S) -> None:
+        self.folder = folder
+        self.lease_s = lease_s
+        self.where = f"the folder {folder}"
+        self._leases: set[FolderLease] = set()
+
+    async def lease(self) -> FolderLease:
+        """See Store."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(f"{self.where} cannot be made: {error.strerror}") from error
+        lease = FolderLease(self, secrets.randbits(62) | 1)
+        self._leases.add(lease)
+        return lease
+
+    async def close(self) -> None:
+        """See Store."""
+        for lease in list(self._leases):
+            await lease.revoke()
+
+    def forget(self, lease: FolderLease) -> None:
+        """A lease that is over."""
+        self._leases.discard(lease)
+
+    async def watch(self, prefix: str) -> AsyncGenerator[Change, None]:
+        """See Store."""
+        known: dict[str, tuple[int, bytes]] = {}
+        is_told = False
+        while True:
+            with contextlib.suppress(OSError):
+                for change in self._scan(prefix, known):
+                    yield change
+            if not is_told:
+                is_told = True
+                yield Change("", b"")
+            await asyncio.sleep(_POLL_S)
+
+    def _scan(self, prefix: str, known: dict[str, tuple[int, bytes]]) -> list[Change]:
+        """Differences to `known`, which it brings up to date."""
+        changes: list[Change] = []
+        seen: set[str] = set()
+        if not self.folder.is_dir():
+            return changes
+        now = self._now()
+        for entry in os.scandir(self.folder):
+            key = unquote(entry.name)
+            if entry.name.startswith(".") or not key.startswith(prefix):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat()
+                if now - status.st_mtime > self.lease_s or status.st_size > _MAX_VALUE_BYTES:
+                    continue
+                seen.add(key)
+                if key in known and known[key][0] == status.st_ino:
+                    continue
+                value = Path(entry.path).read_bytes()
+                is_new = key not in known or known[key][1] != value
+                known[key] = (status.st_ino, value)
+                if is_new:
+                    changes.append(Change(key, value))
+        for key in [key for key in known if key not in seen]:
+            del known[key]
+            changes.append(Change(key, None))
+        return changes
+
+    def _now(self) -> float:
+        clock = self.folder / f".clock-{os.getpid()}"
+        try:
+            clock.touch()
+            return clock.stat().st_mtime
+        finally:
+            clock.unlink(missing_ok=True)
+
+
+class FolderLease:
+    """See Lease."""
+
+    def __init__(self, store: FolderStore, lease_id: int) -> None:
+        self.id = lease_id
+        self._store = store
+        self._values: dict[str, bytes] = {}
+        self._is_over = False
+        self._task = asyncio.create_task(self._keep_alive())
+
+    async def put(self, key: str, value: bytes) -> None:
+        """See Lease."""
+        self._values[key] = value
+        try:
+            self._write(key, value)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._store.where}: cannot write: {error.strerror}") from error
+
+    def _write(self, key: str, value: bytes) -> None:
+        path = self._path(key)
+        hidden = path.with_name(f".{secrets.token_hex(8)}")
+        hidden.write_bytes(value)
+        hidden.replace(path)
+
+    def _path(self, key: str) -> Path:
+        return self._store.folder / quote(key, safe="")
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(self._store.lease_s / 3)
+            for key, value in self._values.items():
+                with contextlib.suppress(OSError):
+                    try:
+                        os.utime(self._path(key))
+                    except FileNotFoundError:
+                        self._store.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                        self._write(key, value)
+
+    async def revoke(self) -> None:
+        """See Lease."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        for key in self._values:
+            with contextlib.suppress(OSError):
+                self._path(key).unlink(missing_ok=True)
+        self._store.forget(self)

@@ -1,0 +1,274 @@
+"""The request planes: how a request's frame reaches an instance, and how its taking is acknowledged.
+
+TCP: `u16be path length | path | u16be header length | header JSON | u32be length | frame`, answered by
+`u32be length | error text` (empty: taken). NATS: a request to the instance's subject with an empty answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from runner.errors import EngineStartFailed
+from runner.net.frames import MAX_FRAME_BYTES
+from runner.net.records import Instance
+
+ACK_S = 5.0
+Taken = Callable[[bytes, dict[str, str]], str | None]
+"""Takes a frame and the transport's headers; returns why it is refused, or None. Must not block."""
+
+
+class Unreachable(Exception):
+    """The instance did not acknowledge: gone, cut off or frozen."""
+
+
+class Refused(Exception):
+    """The instance answered, and does not take the request."""
+
+
+class RequestPlane(Protocol):
+    """The ingress' side."""
+
+    async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
+        """Returns when acknowledged. Raises Unreachable or Refused."""
+
+    async def close(self) -> None:
+        """Safe twice."""
+
+
+class TcpRequests:
+    """One connection an address; acknowledgements come in the order of the requests."""
+
+    def __init__(self) -> None:
+        self._connections: dict[str, _TcpConnection] = {}
+
+    async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
+        """See RequestPlane."""
+        where, _, path = instance.target.removeprefix("tcp://").partition("/")
+        connection = self._connections.get(where)
+        if connection is None or connection.is_broken:
+            connection = self._connections[where] = _TcpConnection(where)
+        try:
+            async with asyncio.timeout(ACK_S):
+                answer = await connection.ask(path, {**headers, "x-endpoint-path": path}, frame)
+        except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
+            connection.close()
+            why = f"no answer within {ACK_S:.0f} s" if isinstance(error, TimeoutError) else str(error) or repr(error)
+            raise Unreachable(f"{where}: {why}") from error
+        if answer:
+            raise Refused(answer.decode(errors="replace")[:1000])
+
+    async def close(self) -> None:
+        """See RequestPlane."""
+        for connection in self._connections.values():
+            connection.close()
+
+
+class _TcpConnection:
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._opening: asyncio.Task[tuple[asyncio.StreamReader, asyncio.StreamWriter]] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._acks: list[asyncio.Future[bytes]] = []
+        self.is_broken = False
+
+    async def ask(self, path: str, headers: dict[str, str], frame: bytes) -> bytes:
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        _, writer = await asyncio.shield(self._opening)
+        if self.is_broken:
+            raise ConnectionError("the connection ended")
+        head, where = msgspec.json.encode(headers), path.encode()
+        ack: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._acks.append(ack)
+        lengths = struct.pack(">H", len(where)), struct.pack(">H", len(head)), struct.pack(">I", len(frame))
+        writer.write(b"".join((lengths[0], where, lengths[1], head, lengths[2], frame)))
+        await writer.drain()
+        return await ack
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = self._where.rpartition(":")
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        self._reading = asyncio.create_task(self._read(reader))
+        return reader, writer
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                (length,) = struct.unpack(">I", await reader.readexactly(4))
+                if length > 1 << 20:
+                    raise ConnectionError(f"an acknowledgement of {length} bytes")
+                text = await reader.readexactly(length)
+                if self._acks and not (ack := self._acks.pop(0)).done():
+                    ack.set_result(text)
+        except (OSError, EOFError):
+            self.close()
+
+    def close(self) -> None:
+        self.is_broken = True
+        for ack in self._acks:
+            if not ack.done():
+                ack.set_exception(ConnectionError("the connection ended"))
+        self._acks.clear()
+        opening = self._opening
+        if opening is not None:
+            if not opening.done():
+                opening.cancel()
+            elif not opening.cancelled() and opening.exception() is None:
+                opening.result()[1].close()
+        if self._reading is not None and self._reading is not asyncio.current_task():
+            self._reading.cancel()
+
+
+class NatsRequests:
+    """Requests over one NATS connection, made on first use."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: Any = None
+        self._lock = asyncio.Lock()
+
+    async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
+        """See RequestPlane."""
+        from nats import errors
+
+        try:
+            async with self._lock:
+                if self._connection is None:
+                    self._connection = await connect_nats(self._url)
+            answer = await self._connection.request(instance.target, frame, timeout=ACK_S, headers=headers)
+        except (errors.Error, OSError, EngineStartFailed) as error:
+            raise Unreachable(f"{instance.target} at NATS {self._url}: {error or repr(error)}") from error
+        if answer.data:
+            raise Refused(answer.data.decode(errors="replace")[:1000])
+
+    async def close(self) -> None:
+        """See RequestPlane."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
+async def connect_nats(url: str) -> Any:
+    """A NATS connection that comes back by itself for ever. Raises EngineStartFailed.
+
+    Credentials and TLS as Dynamo names them: NATS_AUTH_USERNAME and _PASSWORD, _TOKEN, _NKEY, _CREDENTIALS_FILE,
+    NATS_TLS_CA.
+    """
+    import nats
+    from nats import errors
+
+    async def quiet(error: Exception) -> None:
+        return None  # requests and subscriptions say themselves what is wrong
+
+    read = os.environ.get
+    chosen: dict[str, Any] = {
+        "user": read("NATS_AUTH_USERNAME"),
+        "password": read("NATS_AUTH_PASSWORD"),
+        "token": read("NATS_AUTH_TOKEN"),
+        "nkeys_seed": read("NATS_AUTH_NKEY"),
+        "user_credentials": read("NATS_AUTH_CREDENTIALS_FILE"),
+        "tls": ssl.create_default_context(cafile=read("NATS_TLS_CA")) if read("NATS_TLS_CA") else None,
+    }
+    try:
+        return await nats.connect(
+            url,
+            error_cb=quiet,
+            connect_timeout=3,
+            reconnect_time_wait=0.2,
+            max_reconnect_attempts=-1,
+            ping_interval=2,
+            max_outstanding_pings=2,
+            **{key: value for key, value in chosen.items() if value},
+        )
+    except (OSError, errors.Error, TimeoutError) as error:
+        raise EngineStartFailed(
+            f"NATS at {url} cannot be reached: {error or repr(error)}", hint="llmrun up starts one; or NATS_SERVER=URL"
+        ) from error
+
+
+class TcpEndpoint:
+    """The worker's side of the TCP plane."""
+
+    def __init__(self, host: str, take: Taken, *, port: int = 0) -> None:
+        self._host, self._port, self._take = host, port, take
+        self._path = ""
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self, path: str) -> str:
+        """Listen; returns the target for the instance's record. Raises OSError."""
+        self._path = path
+        self._server = await asyncio.start_server(self._serve, self._host, self._port)
+        name = self._server.sockets[0].getsockname()
+        where = f"[{name[0]}]" if ":" in name[0] else name[0]
+        return f"{where}:{name[1]}/{path}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                refusal = (await self._read_one(reader)).encode()
+                writer.write(struct.pack(">I", len(refusal)) + refusal)
+                await writer.drain()
+        self._writers.discard(writer)
+        writer.close()
+
+    async def _read_one(self, reader: asyncio.StreamReader) -> str:
+        """Take one request; returns why not. Raises EOFError or ConnectionError when the connection is of no use."""
+        (length,) = struct.unpack(">H", await reader.readexactly(2))
+        path = (await reader.readexactly(length)).decode(errors="replace")
+        (length,) = struct.unpack(">H", await reader.readexactly(2))
+        head = await reader.readexactly(length)
+        (length,) = struct.unpack(">I", await reader.readexactly(4))
+        if length > MAX_FRAME_BYTES:
+            raise ConnectionError("too large")
+        frame = await reader.readexactly(length)
+        if path != self._path:
+            return f"Unknown endpoint {path}"
+        try:
+            headers = msgspec.json.decode(head, type=dict[str, str])
+        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+            return f"the headers cannot be read: {error}"
+        return self._take(frame, headers) or ""
+
+    async def close(self) -> None:
+        """Safe twice."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in list(self._writers):
+            writer.close()
+
+
+class NatsEndpoint:
+    """The worker's side of the NATS plane."""
+
+    def __init__(self, url: str, take: Taken) -> None:
+        self._url, self._take = url, take
+        self._connection: Any = None
+
+    async def start(self, subject: str) -> str:
+        """Subscribe; returns the target for the instance's record. Raises EngineStartFailed."""
+        self._connection = await connect_nats(self._url)
+        await self._connection.subscribe(subject, queue="q", cb=self._taken)
+        await self._connection.flush()
+        return subject
+
+    async def _taken(self, message: Any) -> None:
+        refusal = self._take(message.data, dict(message.headers or {}))
+        if message.reply:
+            await message.respond((refusal or "").encode())
+
+    async def close(self) -> None:
+        """Safe twice."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None

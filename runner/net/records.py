@@ -1,0 +1,112 @@
+"""What stands in the discovery: instances and model cards, in Dynamo's layouts v1 (0.9 and later) and v0 (0.3, 0.4)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from runner.net.addresses import Address
+
+Codec = Literal["json", "msgpack"]
+Plane = Literal["tcp", "nats_tcp"]
+INSTANCES, CARDS = "v1/instances/", "v1/mdc/"
+
+
+class RecordError(Exception):
+    """A record that cannot be used; it says which and why."""
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker at one address."""
+
+    address: Address
+    id: int
+    plane: Plane
+    target: str
+    """tcp: host:port/path; nats_tcp: the subject."""
+    codec: Codec = "json"
+
+    @property
+    def name(self) -> str:
+        """For messages and metrics."""
+        return f"{self.id:x}"
+
+
+def instance_keys(address: Address, instance_id: int) -> tuple[str, str]:
+    """v1 and v0."""
+    tail = f"{instance_id:x}"
+    return f"{INSTANCES}{address.path}/{tail}", f"instances/{address.path}:{tail}"
+
+
+def card_key(address: Address, instance_id: int) -> str:
+    """Where an instance's card is."""
+    return f"{CARDS}{address.path}/{instance_id:x}"
+
+
+def encode_instance(instance: Instance) -> tuple[bytes, bytes]:
+    """Values for the keys of v1 and v0."""
+    record: dict[str, Any] = {
+        "component": instance.address.component,
+        "endpoint": instance.address.endpoint,
+        "namespace": instance.address.namespace,
+        "instance_id": instance.id,
+        "transport": {instance.plane: instance.target},
+    }
+    old = msgspec.json.encode(record)
+    return msgspec.json.encode({"type": "Endpoint", **record, "request_plane_codec": instance.codec}), old
+
+
+def decode_instance(key: str, value: bytes) -> Instance:
+    """Raises RecordError."""
+    record = _record(key, value)
+    transport = record.get("transport")
+    codec = record.get("request_plane_codec", "json")
+    if not isinstance(transport, dict) or len(transport) != 1 or codec not in ("json", "msgpack"):
+        raise RecordError(f"{key}: transport {transport!r} with codec {codec!r} is not known here")
+    plane, target = next(iter(transport.items()))
+    if plane not in ("tcp", "nats_tcp") or not isinstance(target, str):
+        raise RecordError(f"{key}: request plane {plane!r} is not known here; tcp and nats_tcp are")
+    address, instance_id = _whose(key, record)
+    return Instance(address=address, id=instance_id, plane=plane, target=target, codec=codec)
+
+
+def encode_card(address: Address, instance_id: int, card: dict[str, Any]) -> bytes:
+    """The record around a card."""
+    return msgspec.json.encode(
+        {
+            "type": "Model",
+            "namespace": address.namespace,
+            "component": address.component,
+            "endpoint": address.endpoint,
+            "instance_id": instance_id,
+            "card_json": card,
+        }
+    )
+
+
+def decode_card(key: str, value: bytes) -> tuple[Address, int, dict[str, Any]]:
+    """Raises RecordError."""
+    record = _record(key, value)
+    card = record.get("card_json")
+    if not isinstance(card, dict):
+        raise RecordError(f"{key}: no card_json")
+    return *_whose(key, record), card
+
+
+def _record(key: str, value: bytes) -> dict[str, Any]:
+    try:
+        record = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{key}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise RecordError(f"{key}: not a JSON object")
+    return record
+
+
+def _whose(key: str, record: dict[str, Any]) -> tuple[Address, int]:
+    parts = [record.get(name) for name in ("namespace", "component", "endpoint")]
+    instance_id = record.get("instance_id")
+    if not all(isinstance(part, str) for part in parts) or not isinstance(instance_id, int):
+        raise RecordError(f"{key}: namespace, component, endpoint or instance_id is missing")
+    return Address(*(str(part) for part in parts)), instance_id

@@ -1,0 +1,51 @@
+"""Discovery, as one small interface: keys that live as long as their lease, and a watch on a prefix.
+
+Two stores implement it: etcd.py and folder.py. What the keys mean is in records.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import NamedTuple, Protocol
+
+LEASE_S = 10.0
+"""Dynamo's. A worker that dies without a word is gone after this, or a little later."""
+
+
+class StoreUnavailable(Exception):
+    """The store cannot be reached now; what is known stays valid."""
+
+
+class Change(NamedTuple):
+    """`value` None: the key is gone. An empty `key`: all keys of the snapshot have been told."""
+
+    key: str
+    value: bytes | None
+
+
+class Lease(Protocol):
+    """Keys under one lease; kept alive, granted again and written again whenever the store lost it."""
+
+    id: int
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Write a key. Raises StoreUnavailable."""
+
+    async def revoke(self) -> None:
+        """Remove all keys, at once for everybody; never raises, safe twice."""
+
+
+class Store(Protocol):
+    """A place where workers are found."""
+
+    where: str
+    """For messages: what was looked at."""
+
+    async def lease(self) -> Lease:
+        """A new lease. Raises StoreUnavailable."""
+
+    def watch(self, prefix: str) -> AsyncGenerator[Change, None]:
+        """A snapshot, then every change; survives all outages (known keys stay) and never ends."""
+
+    async def close(self) -> None:
+        """Safe twice."""
