@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,9 @@ from runner.engines.native.checkpoint import TensorSource, open_folder
 from runner.engines.native.layers.decoder import Decoder
 from runner.engines.native.loader import load
 from runner.engines.native.models import find_family
+from runner.engines.native.packed import open_packed, put_packed
 from runner.engines.native.parallel import Parallel
+from runner.engines.native.quantize import Quantizer
 from runner.engines.native.settings import Settings
 from runner.engines.native.spec import DecoderSpec
 from runner.engines.native.weights import Names
@@ -51,6 +54,7 @@ def build_model(
     """The loaded model. Raises EngineStartFailed for an architecture that cannot be run, ModelFileError."""
     family = find_family(config) if settings.implementation != "transformers" else None
     if family is None:
+        _refuse_quantised(config, settings)
         from runner.engines.native.models._transformers import build_transformers
 
         return build_transformers(
@@ -65,8 +69,23 @@ def build_model(
     source, spec, names = _open(card, family, config)
     _check(spec, context_length)
     model: Decoder = getattr(family, "Model", Decoder)(spec, parallel, dtype, device)
-    load(model, source, names, progress=progress, context_length=context_length)
+    source = open_packed(source, config)
+    dense = put_packed(model, source, names, progress)
+    if dense:
+        sys.stderr.write(f"native: these quantised layers are made dense, and larger: {', '.join(dense)}\n")
+    replace = Quantizer(settings.quantize) if settings.quantize else None
+    load(model, source, names, progress=progress, context_length=context_length, replace=replace)
     return model
+
+
+def _refuse_quantised(config: dict[str, Any], settings: Settings) -> None:
+    what = f"--quantize {settings.quantize}" if settings.quantize else ""
+    what = what or ("its quantised checkpoint" if config.get("quantization_config") else "")
+    if what:
+        raise EngineStartFailed(
+            f"{config.get('model_type')} runs through transformers' own modules here, which cannot take {what}; leave "
+            "--quantize out and take a checkpoint in full precision, or a GGUF file with out=llamacpp"
+        )
 
 
 def _check(spec: DecoderSpec, context_length: int) -> None:

@@ -188,7 +188,8 @@ class Worker:
         if not len(plan.sample_rows):
             return None
         rows = torch.from_numpy(plan.sample_rows.astype(np.int64)).to(self.device, non_blocking=True)
-        return self.model.logits(hidden[rows])
+        logits: Tensor = self.model.logits(hidden[rows])
+        return logits
 
     def check_device(self) -> None:
         """Raises where the device cannot go on after an error (a fault inside a CUDA kernel is final)."""

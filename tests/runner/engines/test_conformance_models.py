@@ -51,7 +51,7 @@ def _case(name: str, source: str, mark: pytest.MarkDecorator, **fixed: Any) -> A
     case = EngineCase(
         name=name, make=_engine(name, source, **fixed), prompts=_prompts(), long_tokens=400, honours=HONOURS
     )
-    return pytest.param(case, marks=[mark], id=f"{name}-{source}")
+    return pytest.param(case, marks=[mark], id="-".join([name, source, *map(str, fixed.values())]))
 
 
 CASES = [_case("llamacpp", "demo", NEEDS_LLAMACPP), _case("native", "demo-hf", NEEDS_TORCH)]
@@ -59,6 +59,11 @@ GREEDY_CASES = [
     *CASES,
     _case("native", "demo", NEEDS_TORCH),
     _case("native", "demo-hf", NEEDS_TORCH, dtype="float32"),
+    _case("native", "demo-hf", NEEDS_TORCH, quantize="int8"),
+    _case("native", "demo-hf", NEEDS_TORCH, quantize="int4"),
+    _case("native", "demo-hf", NEEDS_TORCH, kv_cache_dtype="int8"),
+    _case("native", "demo-hf", NEEDS_TORCH, kv_cache_dtype="fp8"),
+    _case("native", "demo-hf", NEEDS_TORCH, tensor_parallel_size=2),
 ]
 
 
