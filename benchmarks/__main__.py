@@ -19,6 +19,7 @@ MEASUREMENTS: dict[str, str] = {
     "http_concurrency": "8 chats at once against llama_cpp.server and llama-server",
     "single_stream": "one chat against llama-server and llama-bench",
     "prefix_ttft": "second request with the same 2,000-token prefix",
+    "native_cpu": "out=native on the CPU against transformers, vLLM and llama.cpp",
     "frontend_cpu": "the launcher's CPU per streamed token and per request",
     "gguf_vocab": "metadata and tokenizer of a 128k-token GGUF against gguf.GGUFReader",
     "guided_libraries": "compile and mask times of JSON schemas, llguidance against xgrammar",
@@ -31,7 +32,7 @@ MEASUREMENTS: dict[str, str] = {
     "soak": "half an hour of mixed load",
     "fresh_install": "make run on a fresh clone, with and without --prebuilt",
 }
-LONG = ("soak", "fresh_install")
+LONG = ("soak", "fresh_install", "native_cpu")
 """Only run when named, or with --all."""
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

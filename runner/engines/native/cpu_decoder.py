@@ -112,7 +112,7 @@ class CpuDecoder(nn.Module):
         self._bind()
         arrays = [_int32(array) for array in (plan.token_ids, plan.positions, plan.slots, plan.sample_rows,
                                               plan.query_starts, plan.context_lens, plan.block_tables)]  # fmt: skip
-        token_ids, positions, slots, rows, starts, lens, tables = (array.ctypes.data for array in arrays)
+        token_ids, positions, slots, rows, starts, lens, tables = (_address(array) for array in arrays)
         sequences = c.Sequences(starts, lens, tables, plan.num_sequences, arrays[-1].shape[1])
         call = c.Plan(token_ids, positions, slots, rows, sequences, plan.num_tokens, len(plan.sample_rows))
         self._c.decoder_step(
@@ -256,6 +256,12 @@ def _dense(embedding: nn.Module, dtype: torch.dtype) -> Tensor:
     """An embedding that is not the head too is looked up as it is."""
     matrix = _matrix(embedding)
     return matrix.dequantize().to(dtype) if isinstance(matrix, QuantizedMatrix) else matrix
+
+
+def _address(array: NDArray[np.int32]) -> int:
+    """array.ctypes.data, which takes 20 times as long."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _int32(array: NDArray[np.int32]) -> NDArray[np.int32]:
