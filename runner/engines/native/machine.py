@@ -89,8 +89,8 @@ def kv_budget(settings: Settings, device: torch.device, peak_bytes: int) -> int:
     if budget <= 0:
         raise EngineStartFailed(
             f"the model and one step take {peak_bytes / 2**30:.1f} GiB and other programs {others / 2**30:.1f} GiB of "
-            f"the GPU's {total / 2**30:.1f} GiB; at --gpu-memory-utilization {settings.gpu_memory_utilization:g} nothing "
-            "is left for the KV cache: raise it, use --quantize int8 or int4, --tensor-parallel-size, or a smaller model"
+            f"the GPU's {total / 2**30:.1f} GiB; at --gpu-memory-utilization {settings.gpu_memory_utilization:g} "
+            "nothing is left for the KV cache: raise it, --quantize, use more ranks, or take a smaller model"
         )
     return budget
 

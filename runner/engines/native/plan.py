@@ -1,4 +1,4 @@
-"""StepPlan: what one step of the engine computes, as plain data. Torch-free; tensor-parallel ranks receive the same plan.
+"""StepPlan: what one step of the engine computes, as plain data. Torch-free; all ranks receive the same plan.
 
 Owns the layout only. The scheduler makes plans, the executor turns them into tensors.
 

@@ -1,4 +1,4 @@
-"""`python -m runner.engines.native.rank_process RANK HOST PORT`: a rank in a process of its own; its EngineSpec is stdin."""
+"""`python -m runner.engines.native.rank_process RANK HOST PORT`: a rank in its own process; its EngineSpec is stdin."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Rank 0's side of tensor parallelism: starts the other ranks of this node, waits for those of other nodes, and tells all
-of them what to do. The death of any rank ends the engine at once, with the reason in its log.
+"""Rank 0's side of tensor parallelism: starts this node's other ranks, waits for those of other nodes, leads all of them.
+
+The death of any rank ends the engine at once, with the reason in its log.
 
 Owns processes and connections; what a rank computes is worker.py's. Torch-free.
 """
@@ -119,8 +120,8 @@ class Ranks:
             return socket.create_server((host, port), backlog=self.layout.size)
         except OSError as error:
             raise EngineStartFailed(
-                f"rank 0 cannot listen on {host}:{port}: {error.strerror or error}; --leader-addr must be an address of "
-                "this node and a free port"
+                f"rank 0 cannot listen on {host}:{port}: {error.strerror or error}; --leader-addr must be an address "
+                "of this node and a free port"
             ) from error
 
     def _accept(self, listener: socket.socket, timeout_s: float) -> None:
@@ -134,8 +135,8 @@ class Ranks:
                 missing = sorted(set(range(1, self.layout.size)) - set(self._channels))
                 nodes = sorted({rank // self.layout.per_node for rank in missing})
                 raise EngineStartFailed(
-                    f"rank(s) {', '.join(map(str, missing))} of node(s) {', '.join(map(str, nodes))} did not join within "
-                    f"{timeout_s:g} s; start them with the same model, --num-nodes, --leader-addr and their --node-rank"
+                    f"rank(s) {', '.join(map(str, missing))} of node(s) {', '.join(map(str, nodes))} did not join "
+                    f"within {timeout_s:g} s; start them with the same model, --num-nodes, --leader-addr and their --node-rank"
                 )
 
     def _greet(self, sock: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""Settings: what the user asked of out=native, checked. Plain data; torch-free, read by the launcher and by the child."""
+"""Settings: what the user asked of out=native, checked. Plain data, torch-free: launcher and child read it."""
 
 from __future__ import annotations
 

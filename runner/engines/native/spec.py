@@ -1,4 +1,4 @@
-"""DecoderSpec: a decoder-only architecture as data. A family file turns config.json into one; layers/decoder.py builds it.
+"""DecoderSpec: a decoder-only architecture as data. Family files make one of config.json; layers/decoder.py builds it.
 
 Owns the vocabulary of differences between families (norms, positions, residual shape, MLP, experts), no tensors and no
 names of checkpoints (weights.py). Torch-free.
@@ -15,13 +15,13 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"]
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary positions. `dim` leading channels of each head turn; interleaved pairs (0,1),(2,3) or halves (i, i+dim/2)."""
+    """Rotary positions. `dim` leading channels of a head turn; interleaved pairs (0,1),(2,3) or halves (i, i+dim/2)."""
 
     theta: float = 10000.0
     dim: int = 0
     interleaved: bool = False
     scaling: dict[str, Any] | None = None
-    """config.json's rope_scaling / rope_parameters: linear, dynamic, yarn, llama3, longrope ... as transformers does."""
+    """config.json's rope_scaling or rope_parameters: linear, dynamic, yarn, llama3, longrope, as in transformers."""
     max_position: int = 0
     """max_position_embeddings of config.json."""
 

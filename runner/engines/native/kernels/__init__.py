@@ -1,1 +1,1 @@
-"""Kernels: Triton for CUDA, C++ for CPU. Pure functions over tensors; each has a torch reference that tests compare with."""
+"""Kernels: Triton for CUDA, C++ for CPU. Pure functions over tensors; tests compare each with a torch reference."""
