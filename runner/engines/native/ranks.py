@@ -136,7 +136,7 @@ class Ranks:
                 nodes = sorted({rank // self.layout.per_node for rank in missing})
                 raise EngineStartFailed(
                     f"rank(s) {', '.join(map(str, missing))} of node(s) {', '.join(map(str, nodes))} did not join "
-                    f"within {timeout_s:g} s; start them with the same model, --num-nodes, --leader-addr and their --node-rank"
+                    f"within {timeout_s:g} s; start them with the same model, --num-nodes and --leader-addr"
                 )
 
     def _greet(self, sock: socket.socket) -> None:
