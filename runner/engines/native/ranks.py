@@ -1,4 +1,4 @@
-"""Rank 0's side of tensor parallelism: starts this node's other ranks, waits for those of other nodes, leads all of them.
+"""Rank 0's side of tensor parallelism: starts this node's other ranks, waits for other nodes' ranks, leads them all.
 
 The death of any rank ends the engine at once, with the reason in its log.
 
