@@ -155,6 +155,10 @@ class GgufFile:
         label = FILE_TYPES.get(self.get("general.file_type", int, -1))
         return label or next(iter(self.bytes_by_type), None)
 
+    def head_bytes(self) -> bytes:
+        """A GGUF file with all metadata and no tensors: what a tokenizer and a template need."""
+        return self._map[:8] + bytes(8) + self._map[16 : self._tensors_at]
+
     def get(self, key: str, kind: type[T], default: T | None = None) -> Any:
         """Scalar `key` as `kind`, or `default` where there is no such key. Raises ModelFileError on another type."""
         value = self._metadata.get(key, default)

@@ -63,10 +63,10 @@ class ResponseStream:
         """All items that wait; none: the answer is complete. Raises StreamBroken, StreamRefused, TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not self._items:
-                if self._is_complete:
-                    return []
                 if self._end is not None:
                     raise self._end
+                if self._is_complete:
+                    return []
                 self._wake.clear()
                 await self._wake.wait()
         items = list(self._items)

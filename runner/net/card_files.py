@@ -1,0 +1,195 @@
+"""A model's card with the files that it needs: served by the worker over HTTP, fetched by the ingress.
+
+So the ingress needs no copy of the model: of a GGUF file the metadata are sent, of a folder its tokenizer and
+configuration. Every file has a blake3 checksum and a size, and what does not match is not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from blake3 import blake3
+
+from model_cards.card import ModelCard, TokenizerRef
+from model_cards.errors import ModelFileError
+from model_cards.gguf import GgufFile
+from runner.net.records import RecordError
+from runner.types import EngineInfo
+
+_MAX_FILE_BYTES = 256 << 20
+_MAX_FILES = 64
+_FETCH_S = 60.0
+_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+
+
+class CardFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file as it stands in the card."""
+
+    url: str
+    blake3: str
+    size: int
+
+
+class OwnCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What an llmrun worker says beyond Dynamo's card (`user_data.llmrun`). Paths in `card` are names of `files`."""
+
+    card: str
+    info: EngineInfo
+    files: dict[str, CardFile] = {}
+
+
+class CardServer:
+    """The worker's HTTP server for the files of one card."""
+
+    def __init__(self, card: ModelCard, info: EngineInfo) -> None:
+        self._card, self._info = card, info
+        self._files: dict[str, bytes] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str) -> dict[str, Any]:
+        """Listen; returns Dynamo's card_json. Raises OSError and CardError."""
+        self._files = await asyncio.to_thread(_gather, self._card)
+        app = web.Application()
+        app.router.add_get("/files/{name}", self._send)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, 0).start()
+        port = self._runner.addresses[0][1]
+        name = f"[{host}]" if ":" in host else host
+        return self._card_json(f"http://{name}:{port}/files/")
+
+    async def _send(self, request: web.Request) -> web.Response:
+        data = self._files.get(request.match_info["name"])
+        return web.Response(status=404) if data is None else web.Response(body=data)
+
+    def _card_json(self, base: str) -> dict[str, Any]:
+        card = self._card
+        files = {
+            name: CardFile(url=base + name, blake3=blake3(data).hexdigest(), size=len(data))
+            for name, data in self._files.items()
+        }
+        own = OwnCard(card=_portable(card).to_json(), info=self._info, files=files)
+        return {
+            "display_name": card.name,
+            "slug": card.slug,
+            **_dynamo_files(card, files),
+            "context_length": self._info.context_length or card.context_length,
+            "kv_cache_block_size": card.kv_cache_block_size,
+            "migration_limit": 0,
+            "model_type": "Chat | Completions",
+            "model_input": "Tokens",
+            "user_data": {"llmrun": msgspec.to_builtins(own)},
+        }
+
+    async def close(self) -> None:
+        """Safe twice."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+
+def _gather(card: ModelCard) -> dict[str, bytes]:
+    if card.tokenizer is None:
+        return {}
+    path = Path(card.tokenizer.path)
+    if card.tokenizer.kind == "gguf":
+        with GgufFile.open(path) as gguf:
+            return {path.name: gguf.head_bytes()}
+    beside = [other for other in path.parent.iterdir() if other.suffix in _SUFFIXES and other.is_file()]
+    wanted = sorted({path, *(other for other in beside if not other.name.endswith(".index.json"))})
+    return {other.name: other.read_bytes() for other in wanted if other.stat().st_size <= _MAX_FILE_BYTES}
+
+
+def _portable(card: ModelCard) -> ModelCard:
+    """Without paths of the worker's machine."""
+    tokenizer = card.tokenizer
+    if tokenizer is not None:
+        tokenizer = TokenizerRef(kind=tokenizer.kind, path=Path(tokenizer.path).name)
+    return msgspec.structs.replace(card, path=None, kind="none", tokenizer=tokenizer, adapters=(), source=card.name)
+
+
+def _dynamo_files(card: ModelCard, files: dict[str, CardFile]) -> dict[str, Any]:
+    """The files of a Hugging Face folder, as Dynamo's frontend reads them (by path, on a shared disk)."""
+    if card.tokenizer is None or card.tokenizer.kind != "hf" or card.path is None:
+        return {}
+    kinds = {
+        "model_info": ("hf_config_json", "config.json"),
+        "tokenizer": ("hf_tokenizer_json", "tokenizer.json"),
+        "prompt_formatter": ("hf_tokenizer_config_json", "tokenizer_config.json"),
+        "gen_config": ("hf_generation_config_json", "generation_config.json"),
+    }
+    folder = Path(card.tokenizer.path).parent
+    return {
+        field: {
+            kind: {"path": str(folder / name), "checksum": f"blake3:{files[name].blake3}", "size": files[name].size}
+        }
+        for field, (kind, name) in kinds.items()
+        if name in files
+    } | {"source_path": card.path}
+
+
+def read_own_card(card_json: dict[str, Any]) -> OwnCard | None:
+    """None for a worker that is not llmrun's. Raises RecordError."""
+    data = (card_json.get("user_data") or {}).get("llmrun") if isinstance(card_json.get("user_data"), dict) else None
+    if data is None:
+        return None
+    try:
+        own = msgspec.convert(data, OwnCard)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"the worker's card is of another version of llmrun: {error}") from None
+    if len(own.files) > _MAX_FILES:
+        raise RecordError(f"the worker's card names {len(own.files)} files; at most {_MAX_FILES} are taken")
+    return own
+
+
+async def fetch_card(own: OwnCard, folder: Path) -> ModelCard:
+    """The card, with its files in `folder` (named by their checksums). Raises RecordError and CardError."""
+    card = ModelCard.from_json(own.card, origin="the worker's card")
+    key = blake3(msgspec.json.encode(sorted((name, file.blake3) for name, file in own.files.items()))).hexdigest()
+    target = folder / key
+    for name, file in own.files.items():
+        await _fetch(name, file, target)
+    if card.tokenizer is None:
+        return card
+    if card.tokenizer.path not in own.files:
+        raise RecordError(f"the worker's card needs {card.tokenizer.path!r} and does not offer it")
+    tokenizer = TokenizerRef(kind=card.tokenizer.kind, path=str(target / card.tokenizer.path))
+    return msgspec.structs.replace(card, tokenizer=tokenizer)
+
+
+async def _fetch(name: str, file: CardFile, folder: Path) -> None:
+    if Path(name).name != name or name.startswith(".") or file.size > _MAX_FILE_BYTES:
+        raise RecordError(f"the worker's card names a file {name!r} of {file.size} bytes, which is not taken")
+    path = folder / name
+    if path.exists() and await asyncio.to_thread(_digest, path) == file.blake3:
+        return
+    try:
+        timeout = aiohttp.ClientTimeout(total=_FETCH_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(file.url) as response:
+            response.raise_for_status()
+            data = bytearray()
+            async for chunk in response.content.iter_any():
+                data += chunk
+                if len(data) > file.size:
+                    break
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise RecordError(f"{name} cannot be fetched from {file.url}: {error!r}") from error
+    if len(data) != file.size or blake3(data).hexdigest() != file.blake3:
+        raise RecordError(f"{name} from {file.url} does not match its checksum")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        hidden = folder / f".{secrets.token_hex(8)}"
+        hidden.write_bytes(data)
+        hidden.replace(path)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _digest(path: Path) -> str:
+    return blake3(path.read_bytes()).hexdigest()
