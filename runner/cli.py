@@ -231,6 +231,8 @@ def _engines_install(
     cuda: Annotated[bool, typer.Option("--cuda", help="For NVIDIA GPUs.")] = False,
     metal: Annotated[bool, typer.Option("--metal", help="For Apple GPUs.")] = False,
     vulkan: Annotated[bool, typer.Option("--vulkan", help="For Vulkan GPUs.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="For the CPU only (vllm).")] = False,
+    python: Annotated[str | None, typer.Option("--python", help="Base Python of its environment (vllm).")] = None,
     version: Annotated[str | None, typer.Option("--version", help="This version of it.")] = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing if it is usable.")] = False,
 ) -> None:
@@ -239,7 +241,15 @@ def _engines_install(
 
     chosen = [name for name, on in (("cuda", cuda), ("metal", metal), ("vulkan", vulkan)) if on]
     _finish(
-        commands_engines.install(name, prebuilt=prebuilt, accelerators=chosen, version=version, if_missing=if_missing)
+        commands_engines.install(
+            name,
+            prebuilt=prebuilt,
+            accelerators=chosen,
+            version=version,
+            if_missing=if_missing,
+            cpu=cpu,
+            python=python,
+        )
     )
 
 

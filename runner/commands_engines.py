@@ -31,7 +31,16 @@ def list_engines(*, as_json: bool = False) -> int:
     return 0
 
 
-def install(name: str, *, prebuilt: bool, accelerators: Sequence[str], version: str | None, if_missing: bool) -> int:
+def install(
+    name: str,
+    *,
+    prebuilt: bool,
+    accelerators: Sequence[str],
+    version: str | None,
+    if_missing: bool,
+    cpu: bool = False,
+    python: str | None = None,
+) -> int:
     """Install an engine and print its folder. Raises UsageError, InstallFailed."""
     from runner.engines import environments
 
@@ -39,7 +48,14 @@ def install(name: str, *, prebuilt: bool, accelerators: Sequence[str], version: 
         raise UsageError(f"one accelerator at a time; got {', '.join(f'--{name}' for name in accelerators)}")
     accelerator = cast("Accelerator", accelerators[0]) if accelerators else None
     folder = environments.install(
-        name, prebuilt=prebuilt, accelerator=accelerator, version=version, if_missing=if_missing, say=say
+        name,
+        prebuilt=prebuilt,
+        accelerator=accelerator,
+        version=version,
+        cpu=cpu,
+        python=python,
+        if_missing=if_missing,
+        say=say,
     )
     _print(str(folder))
     return 0

@@ -28,6 +28,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_nodes: int = 1
     node_rank: int = 0
     leader_addr: str | None = None
+    engine_python: str | None = None
     device: str | None = None
     dtype: str | None = None
     quantize: str | None = None

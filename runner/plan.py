@@ -6,6 +6,7 @@ Owns turning settings and words into a plan, and showing one. Does not start any
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from model_cards.card import ModelCard
+from runner import registry
 from runner.config_file import Settings
+from runner.engines import ENGINES
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.errors import UsageError
 from runner.frontends.base import FrontendSpec
@@ -110,6 +113,7 @@ def engine_options(options: RunOptions, extra: dict[str, Any]) -> EngineOptions:
         num_nodes=options.num_nodes,
         node_rank=options.node_rank,
         leader_addr=options.leader_addr,
+        engine_python=options.engine_python,
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
@@ -125,19 +129,38 @@ def engine_options(options: RunOptions, extra: dict[str, Any]) -> EngineOptions:
 
 
 def read_extra_args(path: str | None) -> dict[str, Any]:
-    """The dictionary in an --extra-engine-args file, JSON or TOML (by its ending). Raises UsageError."""
+    """The dictionary in an --extra-engine-args file, JSON, TOML or YAML (by its ending). Raises UsageError."""
     if path is None:
         return {}
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
+        data = _parse(path, text)
     except OSError as error:
         raise UsageError(f"--extra-engine-args: cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise UsageError(f"--extra-engine-args: {path} is neither JSON nor TOML: {error}") from None
+        raise UsageError(f"--extra-engine-args: {path} cannot be read as {_language(path)}: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"--extra-engine-args: {path} must hold one JSON object; got a {type(data).__name__}")
     return data
+
+
+def _language(path: str) -> str:
+    """By the ending; JSON where there is none that we know."""
+    return {".toml": "TOML", ".yaml": "YAML", ".yml": "YAML"}.get(Path(path).suffix.lower(), "JSON")
+
+
+def _parse(path: str, text: str) -> Any:
+    """Raises ValueError."""
+    if _language(path) == "TOML":
+        return tomllib.loads(text)
+    if _language(path) == "JSON":
+        return json.loads(text)
+    import yaml  # only this pays for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
@@ -150,6 +173,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "factory": plan.factory,
             "options": msgspec.to_builtins(plan.engine.options),
             "tail": list(plan.engine.tail),
+            "command": _command(plan),
         },
         "card": _without_bulk(msgspec.to_builtins(plan.card)),
         "why": plan.why,
@@ -173,6 +197,8 @@ def as_text(plan: Plan) -> str:
     ]
     rows += [("", f"{key} = {value}", "") for key, value in msgspec.to_builtins(engine.options).items()]
     rows += [("", f"-- {' '.join(engine.tail)}", "")] if engine.tail else []
+    command = _command(plan)
+    rows += [("command", shlex.join(command), "the engine's own")] if command else []
     rows.append(("frontend", _with_argument("in", plan.frontend.name, plan.frontend.argument), plan.why["frontend"]))
     if plan.frontend.name == "http":
         rows.append(("", f"http://{plan.options.http_host}:{plan.options.http_port}", ""))
@@ -182,6 +208,15 @@ def as_text(plan: Plan) -> str:
         if hasattr(plan.options, key)
     ]
     return "\n".join(f"{name:<9} {value}" + (f"  ({why})" if why else "") for name, value, why in rows)
+
+
+def _command(plan: Plan) -> list[str]:
+    """The engine's own command and arguments, where it has one."""
+    entry = ENGINES.get(plan.engine.name)
+    if entry is None or not entry.command:
+        return []
+    command: list[str] = registry.load(entry.command)(plan.engine)
+    return command
 
 
 def _with_argument(side: str, name: str, argument: str) -> str:

@@ -21,11 +21,21 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What stands after the colon in out=NAME:ARGUMENT (`FILE`, `host:port/model`)."""
     flags: tuple[str, ...] = ()
     """Of the flags that only some engines know (ENGINE_FLAGS), those that this one honours, as config keys."""
+    command: str = ""
+    """"module:attr" of `describe_command(spec) -> list[str]`: the engine's own command, for --dry-run."""
     instead: str = ""
     """For an engine that is not built yet: what to use."""
 
 
-ENGINE_FLAGS = ("device", "dtype", "quantize", "kv_cache_dtype", "gpu_memory_utilization", "max_batched_tokens")
+ENGINE_FLAGS = (
+    "device",
+    "dtype",
+    "quantize",
+    "kv_cache_dtype",
+    "gpu_memory_utilization",
+    "max_batched_tokens",
+    "engine_python",
+)
 """Flags that are refused unless the engine's row names them."""
 
 _ROWS = (
@@ -34,7 +44,7 @@ _ROWS = (
         summary="llmrun's own engine on PyTorch, CUDA and CPU",
         models=("hf", "gguf"),
         factory="runner.engines.native:make_engine",
-        flags=ENGINE_FLAGS,
+        flags=tuple(flag for flag in ENGINE_FLAGS if flag != "engine_python"),  # LLMRUN_NATIVE_PYTHON
     ),
     EngineEntry(
         name="llamacpp",
@@ -42,7 +52,14 @@ _ROWS = (
         models=("gguf",),
         factory="runner.engines.llamacpp:make_engine",
     ),
-    EngineEntry(name="vllm", summary="vLLM", models=("hf", "gguf"), instead="out=llamacpp with a GGUF file"),
+    EngineEntry(
+        name="vllm",
+        summary="vLLM's EngineCore in an environment of its own, behind our frontend",
+        models=("hf",),
+        factory="runner.engines.vllm:make_engine",
+        flags=tuple(flag for flag in ENGINE_FLAGS if flag != "device"),
+        command="runner.engines.vllm:describe_command",
+    ),
     EngineEntry(name="sglang", summary="SGLang", models=("hf",), instead="out=llamacpp with a GGUF file"),
     EngineEntry(
         name="trtllm", summary="TensorRT-LLM", models=("trtllm", "hf"), instead="out=llamacpp with a GGUF file"

@@ -37,6 +37,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_nodes: int = 1
     node_rank: int = 0
     leader_addr: str | None = None
+    engine_python: str | None = None
+    """The interpreter of the engine's own environment."""
     device: str | None = None
     dtype: str | None = None
     quantize: str | None = None

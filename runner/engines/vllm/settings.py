@@ -1,0 +1,154 @@
+"""Settings: what the user asked of out=vllm, as vLLM's own flags and environment variables. Plain data."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runner.engines.base import EngineOptions, EngineSpec
+from runner.errors import UsageError
+
+_FLAGS = {
+    "context_length": "--max-model-len",
+    "max_running": "--max-num-seqs",
+    "kv_cache_block_size": "--block-size",
+    "tensor_parallel_size": "--tensor-parallel-size",
+    "gpu_memory_utilization": "--gpu-memory-utilization",
+    "max_batched_tokens": "--max-num-batched-tokens",
+    "dtype": "--dtype",
+    "quantize": "--quantization",
+    "kv_cache_dtype": "--kv-cache-dtype",
+    "seed": "--seed",
+}
+"""Our option -> vLLM's flag (0.17 to 0.33)."""
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
+_MODEL_KEYS = ("model", "tokenizer_mode", "skip_tokenizer_init")
+
+
+class Adapter(msgspec.Struct, frozen=True):
+    """One LoRA adapter: `id` is the number that vLLM knows it by."""
+
+    name: str
+    path: str
+    id: int
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the worker is started."""
+
+    arguments: tuple[str, ...]
+    """vLLM's flags; the last of two equal ones wins."""
+    env: dict[str, str]
+    adapters: tuple[Adapter, ...] = ()
+
+
+def read_settings(spec: EngineSpec) -> Settings:
+    """Flags, and --extra-engine-args (vLLM's own names) on top. Raises UsageError for what cannot be honoured."""
+    _refuse(spec)
+    options = spec.options
+    adapters = tuple(_adapter(text, at) for at, text in enumerate(options.adapters, 1))
+    arguments = ["--model", _model(spec)]
+    for name, flag in _FLAGS.items():
+        value = getattr(options, name)
+        if value is not None and not (name == "tensor_parallel_size" and value == 1):
+            arguments += [flag, str(value)]
+    if adapters:
+        rank = max(_rank(adapter) for adapter in adapters)
+        arguments += ["--enable-lora", "--max-loras", str(len(adapters))]
+        arguments += ["--max-lora-rank", str(next((known for known in _LORA_RANKS if known >= rank), rank))]
+    extra = {key.lstrip("-").replace("-", "_"): value for key, value in options.extra.items()}
+    is_one = options.tensor_parallel_size == 1 and not any(extra.get(key, 1) != 1 for key in _PARALLEL)
+    if is_one:
+        arguments += ["--distributed-executor-backend", "uni"]
+    arguments += _extra_arguments(extra)
+    return Settings(arguments=tuple(arguments), env=_environment(options, is_one=is_one), adapters=adapters)
+
+
+def _model(spec: EngineSpec) -> str:
+    path = spec.card.path
+    if path is None:
+        raise UsageError(f"out=vllm needs the weights of {spec.card.name} on this machine; name its folder or Hub id")
+    return str(Path(path).absolute())
+
+
+def _environment(options: EngineOptions, *, is_one: bool) -> dict[str, str]:
+    """Variables that the user has set win; CPU ones mean nothing on a GPU."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if is_one:
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    env = {name: value for name, value in env.items() if name not in os.environ}
+    if options.threads is not None:
+        env["OMP_NUM_THREADS"] = str(options.threads)
+    if options.base_gpu_id:
+        first = options.base_gpu_id
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + at) for at in range(options.tensor_parallel_size))
+    return env
+
+
+def _extra_arguments(extra: dict[str, Any]) -> list[str]:
+    """`{"enforce_eager": true, "max_model_len": 2048}` -> `--enforce-eager --max-model-len 2048`."""
+    arguments: list[str] = []
+    for key, value in extra.items():
+        if key in _MODEL_KEYS:
+            raise UsageError(f"out=vllm: the engine argument {key!r} is llmrun's to say; leave it out")
+        flag = f"--{key.replace('_', '-')}"
+        if value is True:
+            arguments.append(flag)
+        elif value is False:
+            arguments.append(f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            arguments += [flag, json.dumps(value)]
+        elif isinstance(value, list):
+            arguments += [flag, *(str(item) for item in value)]
+        elif value is not None:
+            arguments += [flag, str(value)]
+    return arguments
+
+
+def _adapter(text: str, number: int) -> Adapter:
+    name, is_named, path = text.partition("=")
+    if not is_named:
+        name, path = Path(text).stem or text, text
+    folder = Path(path).expanduser().absolute()
+    if not (folder / "adapter_config.json").is_file():
+        raise UsageError(f"--lora {text}: there is no adapter_config.json in {folder}; out=vllm takes PEFT folders")
+    return Adapter(name, str(folder), number)
+
+
+def _rank(adapter: Adapter) -> int:
+    try:
+        rank = json.loads((Path(adapter.path) / "adapter_config.json").read_text())["r"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--lora {adapter.path}: its adapter_config.json has no readable rank (r): {error}") from None
+    return int(rank)
+
+
+def _refuse(spec: EngineSpec) -> None:
+    options = spec.options
+    if spec.argument:
+        raise UsageError(f"out=vllm takes no argument, got {spec.argument!r}; the model is named after it")
+    if spec.tail:
+        raise UsageError(f"out=vllm takes nothing after --, got {' '.join(spec.tail)}; use --extra-engine-args")
+    if spec.card.kind == "gguf":
+        raise UsageError("out=vllm runs no GGUF files (vLLM dropped them); out=llamacpp and out=native do")
+    if options.gpu_layers is not None:
+        raise UsageError("out=vllm puts all layers on the GPU; leave --gpu-layers out (or use out=llamacpp)")
+    if options.quantize in ("int8", "int4"):
+        raise UsageError(
+            f"out=vllm: --quantize: got {options.quantize!r}; allowed are vLLM's own methods, such as fp8 or "
+            f"bitsandbytes (out=native makes int8 and int4)"
+        )
+    if options.num_nodes > 1:
+        raise UsageError("out=vllm runs on one machine here; leave --num-nodes out (out=native runs on several)")
