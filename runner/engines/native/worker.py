@@ -28,6 +28,8 @@ from runner.engines.native.settings import BLOCK_SIZE, MAX_BATCHED_TOKENS, Setti
 from runner.errors import EngineStartFailed
 
 _LEAST_CONTEXT = 128
+_MOST_STRETCH = 32
+"""A longer context than this many times the trained one is a typing mistake, and its rotary tables fill the memory."""
 _BACKENDS = {"cpu": "cpu", "cuda": "triton"}
 
 Progress = Callable[[str, float | None], None]
@@ -109,6 +111,11 @@ class Worker:
         """What is asked, else what the model was trained for."""
         trained = self._card.context_length or int(model_config.get("max_position_embeddings") or 2048)
         asked = self._config.context_length
+        if asked > _MOST_STRETCH * trained:
+            raise EngineStartFailed(
+                f"--context-length {asked:,} is more than {_MOST_STRETCH} times the {trained:,} tokens that the model was "
+                f"trained for; at most {_MOST_STRETCH * trained:,} are allowed"
+            )
         if asked > trained and self._config.rank == 0:
             sys.stderr.write(f"native: the context is {asked:,}; the model was trained for {trained:,} tokens\n")
         return asked or trained

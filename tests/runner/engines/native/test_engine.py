@@ -269,6 +269,11 @@ def test_options_that_make_no_sense(toy: Path, options: dict[str, Any], message:
         Driver(toy, **options)
 
 
+def test_a_context_far_beyond_the_trained_one_is_refused(toy: Path) -> None:
+    with pytest.raises(EngineStartFailed, match=r"99,999,999 is more than 32 times the 512.* at most 16,384"):
+        Driver(toy, context_length=99_999_999)
+
+
 def test_a_context_that_does_not_fit_says_what_to_do(toy: Path) -> None:
     with pytest.raises(EngineStartFailed, match=r"room for 64 tokens.*--context-length 64"):
         Driver(toy, context_length=512, extra={"num_blocks": 4, "block_size": 16})
