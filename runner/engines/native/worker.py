@@ -113,8 +113,8 @@ class Worker:
         asked = self._config.context_length
         if asked > _MOST_STRETCH * trained:
             raise EngineStartFailed(
-                f"--context-length {asked:,} is more than {_MOST_STRETCH} times the {trained:,} tokens that the model was "
-                f"trained for; at most {_MOST_STRETCH * trained:,} are allowed"
+                f"--context-length {asked:,} is more than {_MOST_STRETCH} times the {trained:,} tokens that the model "
+                f"was trained for; at most {_MOST_STRETCH * trained:,} are allowed"
             )
         if asked > trained and self._config.rank == 0:
             sys.stderr.write(f"native: the context is {asked:,}; the model was trained for {trained:,} tokens\n")
