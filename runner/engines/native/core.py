@@ -104,7 +104,7 @@ class Core:
             if not group.is_open:
                 continue
             if sample.error is not None:
-                outputs.append(self._end(group, sample.error))
+                outputs.append(self._end(group, sample.error, "request" if sample.is_clients_fault else "engine"))
             elif group.search is None:
                 outputs.append(self._append(sequence, sample))
             else:
@@ -174,9 +174,9 @@ class Core:
         while not groups.isdisjoint(running):
             self._scheduler.preempt(running[-1])
 
-    def _end(self, group: Group, error: str) -> StepOutput:
+    def _end(self, group: Group, error: str, kind: str = "engine") -> StepOutput:
         self._close(group)
-        return StepOutput(group.request.id, None, error, "engine")
+        return StepOutput(group.request.id, None, error, kind)
 
     def _close(self, group: Group) -> None:
         same_id = self._open[group.request.id]

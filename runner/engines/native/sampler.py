@@ -103,7 +103,7 @@ class Sampler:
             try:
                 masks[row.at] = _grammar_bits(row)
             except (EngineFailed, RequestError) as problem:
-                samples[row.at] = Sample(-1, error=str(problem))
+                samples[row.at] = failed_sample(problem)
         good = [row for row in rows if row.at in masks]
         beams = [row for row in good if row.state.num_candidates]
         others = [row for row in good if not row.state.num_candidates]
@@ -272,7 +272,7 @@ def _settle(row: _Row, token: int, best: float) -> Sample:
     try:
         return Sample(token, is_end=state.accept(token))
     except (EngineFailed, RequestError) as problem:
-        return Sample(-1, error=str(problem))
+        return failed_sample(problem)
 
 
 def _fault(best: float) -> str | None:
@@ -281,3 +281,8 @@ def _fault(best: float) -> str | None:
     if best == -np.inf:
         return "no token is left to choose: logit_bias, bad words, min_tokens or the grammar forbid all of them"
     return f"the model computed no usable logits (the largest is {best}); its weights may be broken"
+
+
+def failed_sample(problem: EngineFailed | RequestError) -> Sample:
+    """The end of one row."""
+    return Sample(-1, error=str(problem), is_clients_fault=isinstance(problem, RequestError))

@@ -24,6 +24,8 @@ class Sample:
     candidates: list[tuple[int, float]] = field(default_factory=list)
     """Beam search only: the `num_candidates(request)` best (token, its log-probability), best first; no -inf."""
     error: str | None = None
+    is_clients_fault: bool = False
+    """Of an error: the request itself can never be answered (a grammar that is too complex)."""
     is_end: bool = False
     """Nothing can follow this token (the grammar is complete): the answer ends with it, reason `stop`."""
 
