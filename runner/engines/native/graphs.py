@@ -10,6 +10,7 @@ cache, no sampling. The backend must be triton: its kernels read all lengths on 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """CUDA graphs that share one memory pool."""
+    """CUDA graphs of the current device that share one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -78,6 +79,7 @@ class DecodeGraphs:
         self._capture: Capture = capture or CudaCapture(device)
         self._sizes = graph_sizes(max_batch)
         self._replays: dict[int, Run] = {}
+        self._can_capture = True
         self._inputs = _Inputs(device, self._sizes[-1], -(-max_context // block_size), max_context)
 
     def fits(self, plan: StepPlan) -> bool:
@@ -105,8 +107,21 @@ class DecodeGraphs:
     def _replay(self, size: int) -> Run:
         if size not in self._replays:
             batch = self._inputs.batch(size)
-            self._replays[size] = self._capture(lambda: self._forward(batch))
+            self._replays[size] = self._captured(lambda: self._forward(batch))
         return self._replays[size]
+
+    def _captured(self, run: Run) -> Run:
+        """The replay; `run` itself where it cannot be recorded (it makes the host wait), which is told once."""
+        if not self._can_capture:
+            return run
+        try:
+            return self._capture(run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._can_capture = False
+            sys.stderr.write(f"native: decode steps run without CUDA graphs: {str(error).splitlines()[0]}\n")
+            return run
 
 
 class _Inputs:

@@ -328,8 +328,8 @@ def _num_splits(batch: Batch, cache: LayerCache, tiles: Tiles) -> int:
 
 def _prefill_tiles(group: int, dim: int, dtype: torch.dtype) -> Tiles:
     rows = max(16, triton.next_power_of_2(group))
-    if dtype == torch.float32:
-        return Tiles(32, max(32, rows), 4, 1)
+    if dtype == torch.float32:  # products without tensor cores take many registers
+        return Tiles(32, max(32, rows), 4, 1) if dim <= 64 else Tiles(16, rows, 8, 1)
     return Tiles(64, max(128, rows), 8, 3) if dim <= 128 else Tiles(32, max(64, rows), 8, 2)
 
 

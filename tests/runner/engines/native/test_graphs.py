@@ -106,6 +106,21 @@ def test_capture_all() -> None:
     assert capture.num_captured == len(graph_sizes(20))
 
 
+def test_a_model_that_cannot_be_captured_runs_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(run: Run) -> Run:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    graphs = DecodeGraphs(
+        lambda batch: batch.token_ids.float().unsqueeze(1), torch.device("cpu"), max_batch=4, max_context=64,
+        block_size=16, capture=refuse,
+    )  # fmt: skip
+    for num in (3, 1, 3):
+        assert graphs.run(make_plan(num)).flatten().tolist() == [100 + row for row in range(num)]
+    assert capsys.readouterr().err.splitlines() == [
+        "native: decode steps run without CUDA graphs: operation not permitted when stream is capturing"
+    ]
+
+
 def test_fits() -> None:
     graphs, _, _ = make_graphs(max_batch=16)
     assert graphs.fits(make_plan(16))
