@@ -128,19 +128,6 @@ class CpuOps:
         return out
 
 
-def argmax(logits: Tensor) -> Tensor | None:
-    """Ids [rows] int32 of each row's largest logit, -1 for a row with NaN or infinity; None without the library.
-
-    torch.argmax takes 10 times as long at 32 rows of 32,000.
-    """
-    kernels = library()
-    if kernels is None:
-        return None
-    ids = torch.empty(len(logits), dtype=torch.int32)
-    kernels.argmax(kernels.pool, logits.data_ptr(), *logits.shape, ids.data_ptr())
-    return ids
-
-
 def _has_rows(heads: Tensor) -> bool:
     """Whether [tokens, heads, dim] is contiguous but for the tokens' stride."""
     return heads.stride(2) == 1 and heads.stride(1) == heads.shape[2]

@@ -105,7 +105,6 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "rope_write": (None, (_P, _P, _I, _L, _I, _I, _P, _P, _P, _P)),
     "write_cache": (None, (_P, _P, _P, _I, _L, _I, _P, _P)),
     "attention": (None, (_P, _P, _P, _P)),
-    "argmax": (None, (_P, _P, _I, _I, _P)),
     "decoder_new": (_P, (_P, _P)),
     "decoder_free": (None, (_P,)),
     "decoder_step": (None, (_P, _P, _P, _P)),

@@ -219,18 +219,6 @@ def test_paged_attention(ops: Any, seed: int) -> None:
     close(got, wanted, 3e-5 if dtype == F32 else 2e-2)
 
 
-def test_argmax_is_the_first_of_equals_and_refuses_nan(monkeypatch: pytest.MonkeyPatch, kernels: Any) -> None:
-    monkeypatch.setattr(cpu, "library", lambda: kernels)
-    logits = normal(6, 1003)
-    logits[1, 5] = logits[1, 900] = 50.0
-    logits[2, 1002] = 60.0
-    logits[3, 17] = float("nan")
-    logits[4, 1001] = float("nan")
-    got = cpu.argmax(logits)
-    assert got is not None
-    assert got.tolist() == [logits[0].argmax(), 5, 1002, -1, -1, logits[5].argmax()]
-
-
 # --- whole decoders --------------------------------------------------------------------------------------------------
 
 LLAMA = DecoderSpec(vocab_size=101, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,

@@ -142,32 +142,6 @@ void llmrun_attention(Pool* pool, const Attend* call, const Cache* cache, const 
     pool->end();
 }
 
-// Ids of the largest of each row, the first of equals; a row with NaN gives -1.
-void llmrun_argmax(Pool* pool, const float* logits, int rows, int n, int32_t* ids) {
-    for_rows(pool, rows, [&](int r) {
-        const float* row = logits + (int64_t)r * n;
-        vf top = splat(-INFINITY), bad = {};
-        int i = 0;
-        for (; i + W <= n; i += W) {
-            const vf v = load(row + i);
-            top = max(v, top);
-            bad += v * 0.0f;  // NaN for NaN, and for infinities, which are as wrong
-        }
-        float best = max_of(top);
-        bool is_bad = sum(bad) != sum(bad);
-        for (; i < n; i++) {
-            best = std::max(best, row[i]);
-            is_bad |= row[i] != row[i];
-        }
-        ids[r] = -1;
-        for (i = 0; i < n && !is_bad; i++)
-            if (row[i] == best) {
-                ids[r] = i;
-                break;
-            }
-    });
-}
-
 Decoder* llmrun_decoder_new(const Model* model, Pool* pool) { return new Decoder(*model, *pool); }
 void llmrun_decoder_free(Decoder* decoder) { delete decoder; }
 void llmrun_decoder_step(Decoder* decoder, const Plan* plan, float* logits, float* hidden) {

@@ -16,6 +16,7 @@ constexpr int W = 16;
 constexpr int W = 8;
 #endif
 constexpr int NR = 2 * W;  // columns of a weight panel
+constexpr int AHEAD = 4096;  // bytes of a weight asked for before they are needed
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
