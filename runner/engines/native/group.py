@@ -38,8 +38,6 @@ def join_group(rank: int, size: int, address: tuple[str, int] | None, device: to
     if address[0] == _LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = store or TCPStore(address[0], address[1], size, is_master=False)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     return Parallel(rank, size)

@@ -73,6 +73,8 @@ class Worker:
         self.settings = config.settings
         self.threads = machine.use_threads(config.settings)
         self.device = machine.choose_device(config.settings, config.base_gpu_id, config.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton and CUDA graphs take the current device
         self.block_size = config.settings.block_size or BLOCK_SIZE[self.device.type]
         self.max_batched_tokens = config.settings.max_batched_tokens or MAX_BATCHED_TOKENS[self.device.type]
         self.num_blocks = 0
