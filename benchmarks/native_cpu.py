@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -132,13 +134,20 @@ def _contender(settings: Settings, kind: str, folder: Path, dtype: str, streams:
     script = Path(__file__).with_name("native_contenders.py")
     numbers = (settings.threads, streams, INPUT, output, settings.repeats)
     command = [python, str(script), kind, str(folder), dtype, *map(str, numbers)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_LIMIT_S)
+        out, errors = process.communicate(timeout=_LIMIT_S)
     except subprocess.TimeoutExpired:
         raise LookupError(f"it took more than {_LIMIT_S} s") from None
-    if done.returncode:
-        raise LookupError(f"it failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    rates: list[float] = json.loads(done.stdout.strip().splitlines()[-1])["rates"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # vLLM leaves its EngineCore behind
+        process.wait()
+    if process.returncode:
+        raise LookupError(f"it failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
+    rates: list[float] = json.loads(out.strip().splitlines()[-1])["rates"]
     return rates
 
 
