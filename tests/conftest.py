@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from runner import paths
 from runner.engines.llamacpp.library import LIBRARY_VARIABLE, find_library
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and the programs that tests start would inherit that
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
