@@ -37,7 +37,8 @@ ENGINE_HELP = (
     ("echo_full, echo_core", "repeat the prompt: text, token ids"),
     ("pystr:FILE.py, pytok:FILE.py", "your own Python: text, token ids"),
     ("mocker", "simulated timing of a GPU engine"),
-    ("vllm sglang trtllm mistralrs triton dyn", "known; not built yet"),
+    ("vllm", "vLLM's EngineCore in its own environment: Hugging Face folders"),
+    ("sglang trtllm mistralrs triton dyn", "known; not built yet"),
 )
 COMMANDS = (
     ("show MODEL", "what a model is: its card"),

@@ -78,6 +78,8 @@ def make_plan(settings: Settings, words: Words, tail: tuple[str, ...], *, termin
     named = name_engine(target) if target else None
     _check_tail(named, tail)
     extra = read_extra_args(options.extra_engine_args)
+    if named is not None:
+        check_flags(named, settings)
     card, model_why = _find_card(words.model, named, options, resolve)
     engine = named or engine_for(card)
     check_fit(engine, card)

@@ -8,18 +8,15 @@ Lives in a child process: an abort inside ggml must not take the launcher along.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Callable
 
-from model_cards.errors import CardError
-from model_cards.tokenizer import load_tokenizer
 from runner.engines.admission import HONOURED, check_request
 from runner.engines.base import EngineSpec, StepOutput
+from runner.engines.card_guide import CardGuide
 from runner.engines.cpus import usable_cores
 from runner.engines.guidance import CAPABILITIES as GUIDED
-from runner.engines.guidance import Guide, Matcher
 from runner.engines.llamacpp.context import Context, DecodeResult
 from runner.engines.llamacpp.embeddings import Embedder, pooling_of
 from runner.engines.llamacpp.library import Library, require_library
@@ -34,6 +31,7 @@ from runner.engines.llamacpp.sequence import Sequence
 from runner.engines.llamacpp.settings import MAX_SEQUENCES, Extra, check_spec, resolve_cache_types
 from runner.engines.llamacpp.slots import Slots
 from runner.engines.llamacpp.stepper import Stepper
+from runner.engines.seeds import Seeds
 from runner.errors import EngineBusy, EngineStartFailed, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
@@ -49,8 +47,6 @@ class LlamaCppEngine:
         self.progress: Callable[[str, float | None], None] = lambda phase, share: None
         self._closers: list[Callable[[], None]] = []
         self._done: list[StepOutput] = []
-        self._counter = itertools.count()
-        self._guide: Guide | None = None
         self._embedder: Embedder | None = None
         self._stepper: Stepper | None = None
 
@@ -64,6 +60,8 @@ class LlamaCppEngine:
         self._library = Library(require_library(), verbose=bool(os.environ.get("LLMRUN_VERBOSE")))
         self._model = self._load_model(extra, spec.card.path)
         extra = resolve_cache_types(extra, is_all_f32=self._model.is_all_f32)
+        self._seeds = Seeds(spec.options.seed)
+        self._guide = CardGuide(spec.card, self._model.vocab_size)
         self._adapters = Adapters(self._library, self._model, parse_adapters(spec.options.adapters))
         self._max_running = spec.options.max_running or DEFAULT_MAX_RUNNING
         self._kv = self._plan_kv(extra)
@@ -214,7 +212,10 @@ class LlamaCppEngine:
             return
         self._check_queue()
         sampler = Sampler(
-            request, vocab_size=self._model.vocab_size, seed=self._seed(request), matcher=self._matcher(request)
+            request,
+            vocab_size=self._model.vocab_size,
+            seed=self._seeds.of(request),
+            matcher=self._guide.matcher(request),
         )
         self._scheduler.add(Sequence(request, sampler))
 
@@ -225,28 +226,6 @@ class LlamaCppEngine:
             raise EngineBusy(
                 f"{self._max_running} requests run and {limit} wait, which is all that --max-queue allows; try again"
             )
-
-    def _seed(self, request: TokenRequest) -> int:
-        """The request's; else the engine's, counted up from request to request; else chance."""
-        if request.sampling.seed is not None:
-            return request.sampling.seed
-        if self._options.seed is not None:
-            return self._options.seed + next(self._counter)
-        return int.from_bytes(os.urandom(8), "little")
-
-    def _matcher(self, request: TokenRequest) -> Matcher | None:
-        if request.sampling.guided is None:
-            return None
-        if self._guide is None:
-            self._guide = self._make_guide()
-        return self._guide.matcher(request.sampling.guided)
-
-    def _make_guide(self) -> Guide:
-        try:
-            tokenizer = load_tokenizer(self._spec.card)
-        except CardError as problem:
-            raise UnsupportedField(f"guided decoding needs this model's tokenizer: {problem}", field="guided") from None
-        return Guide(tokenizer, vocab_size=self._model.vocab_size, eos_token_ids=self._spec.card.eos_token_ids)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are fine."""

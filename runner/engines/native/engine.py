@@ -9,27 +9,24 @@ Lives in a child process under a Python with torch. On node 0 it is rank 0; anot
 from __future__ import annotations
 
 import gc
-import itertools
-import os
 import traceback
 from collections.abc import Callable
 
 import torch
 
-from model_cards.errors import CardError
-from model_cards.tokenizer import load_tokenizer
 from runner import __version__
 from runner.engines.admission import HONOURED, check_request
 from runner.engines.base import EngineSpec, StepOutput
+from runner.engines.card_guide import CardGuide
 from runner.engines.failures import describe
 from runner.engines.guidance import CAPABILITIES as GUIDED
-from runner.engines.guidance import Guide, Matcher
 from runner.engines.native.core import Core, CoreConfig, Scheduled
 from runner.engines.native.sampler import Sampler
 from runner.engines.native.sampling_state import make_state
 from runner.engines.native.settings import read_settings
 from runner.engines.native.team import Team
 from runner.engines.native.worker import Worker
+from runner.engines.seeds import Seeds
 from runner.errors import EngineFailed, EngineStartFailed, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
@@ -42,8 +39,6 @@ class NativeEngine:
     def __init__(self) -> None:
         self.progress: Callable[[str, float | None], None] = lambda phase, share: None
         self._done: list[StepOutput] = []
-        self._counter = itertools.count()
-        self._guide: Guide | None = None
         self._worker: Worker | None = None
 
     def start(self, spec: EngineSpec) -> EngineInfo:
@@ -73,6 +68,8 @@ class NativeEngine:
         )
         self._core = Core(config)
         self._sampler = Sampler(worker.vocab_size, worker.device)
+        self._seeds = Seeds(self._spec.options.seed)
+        self._guide = CardGuide(self._spec.card, worker.vocab_size)
 
     def _info(self, worker: Worker) -> EngineInfo:
         return EngineInfo(
@@ -97,30 +94,7 @@ class NativeEngine:
         if request.max_tokens < 1:
             self._done.append(StepOutput(request.id, TokenDelta([], "length", cached_tokens=0)))
             return
-        self._core.add(request, make_state(request, seed=self._seed(request), matcher=self._matcher(request)))
-
-    def _seed(self, request: TokenRequest) -> int:
-        """The request's; else the engine's, counted up from request to request; else chance."""
-        if request.sampling.seed is not None:
-            return request.sampling.seed
-        if self._spec.options.seed is not None:
-            return self._spec.options.seed + next(self._counter)
-        return int.from_bytes(os.urandom(8), "little")
-
-    def _matcher(self, request: TokenRequest) -> Matcher | None:
-        if request.sampling.guided is None:
-            return None
-        if self._guide is None:
-            self._guide = self._make_guide()
-        return self._guide.matcher(request.sampling.guided)
-
-    def _make_guide(self) -> Guide:
-        assert self._worker is not None
-        try:
-            tokenizer = load_tokenizer(self._spec.card)
-        except CardError as problem:
-            raise UnsupportedField(f"guided decoding needs this model's tokenizer: {problem}", field="guided") from None
-        return Guide(tokenizer, vocab_size=self._worker.vocab_size, eos_token_ids=self._spec.card.eos_token_ids)
+        self._core.add(request, make_state(request, seed=self._seeds.of(request), matcher=self._guide.matcher(request)))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request; unknown ids are fine."""

@@ -5,7 +5,6 @@ Knows torch and the settings, no model code.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +94,15 @@ def kv_budget(settings: Settings, device: torch.device, peak_bytes: int) -> int:
     return budget
 
 
-def num_blocks(settings: Settings, device: torch.device, budget: int, block_bytes: int, context_length: int) -> int:
+def num_blocks(
+    settings: Settings, device: torch.device, budget: int, block_size: int, block_bytes: int, context_length: int
+) -> int:
     """Blocks of the KV cache: what is asked, else what the budget holds (on a CPU no more than is of use)."""
     if settings.num_blocks is not None:
         return settings.num_blocks
     fitting = budget // max(1, block_bytes)
     if device.type == "cuda":
         return fitting
-    block_size = settings.block_size or 16
     return min(fitting, max(2 * context_length, _CPU_TOKENS) // block_size + 1)
 
 
@@ -117,8 +117,3 @@ def _free_cores() -> int:
     from runner.engines.cpus import usable_cores
 
     return usable_cores()
-
-
-def quiet_threads() -> None:
-    """Before torch is used: compute threads must not spin long on cores that others need."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

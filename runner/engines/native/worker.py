@@ -127,7 +127,9 @@ class Worker:
         peak = self._profile() if self.device.type == "cuda" else 0
         budget = machine.kv_budget(self.settings, self.device, peak)
         self.block_bytes = self._block_bytes()
-        return machine.num_blocks(self.settings, self.device, budget, self.block_bytes, self.context_length)
+        return machine.num_blocks(
+            self.settings, self.device, budget, self.block_size, self.block_bytes, self.context_length
+        )
 
     def _block_bytes(self) -> int:
         spec, attention = self.model.spec, next(iter(self.model.attentions()))

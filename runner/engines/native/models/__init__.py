@@ -27,11 +27,3 @@ def find_family(config: dict[str, Any]) -> ModuleType | None:
         return None
     family = importlib.import_module(f"{__name__}.{name}")
     return family if getattr(family, "supports", lambda _: True)(config) else None
-
-
-def known_families() -> list[str]:
-    """Every model_type that has a file or an alias."""
-    from pkgutil import iter_modules
-
-    files = [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
-    return sorted({*files, *ALIASES})
