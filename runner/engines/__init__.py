@@ -44,7 +44,7 @@ _ROWS = (
         summary="llmrun's own engine on PyTorch, CUDA and CPU",
         models=("hf", "gguf"),
         factory="runner.engines.native:make_engine",
-        flags=tuple(flag for flag in ENGINE_FLAGS if flag != "engine_python"),  # LLMRUN_NATIVE_PYTHON
+        flags=ENGINE_FLAGS,
     ),
     EngineEntry(
         name="llamacpp",

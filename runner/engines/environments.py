@@ -20,6 +20,7 @@ import msgspec
 
 from runner import paths
 from runner.engines import ENGINES, EngineEntry
+from runner.engines.new_environment import retarget
 from runner.engines.pip import InstallFailed
 from runner.errors import LlmrunError, UsageError
 from runner.registry import load
@@ -53,11 +54,20 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     cpu: bool = False
     """For the CPU, where that is another package."""
     python: str | None = None
-    """Base of the environment; None is the launcher's own."""
+    """Base of the environment (a path, a name or a version such as 3.12); None is the launcher's own."""
+
+    def words(self) -> list[str]:
+        """What is asked for, as the flags say it without their dashes."""
+        asked = [name for name in ("prebuilt", "cpu", "version", "python") if getattr(self, name)]
+        return [*asked, *([self.accelerator] if self.accelerator else [])]
 
 
 class Recipe(Protocol):
-    """How one engine is installed."""
+    """How one engine is installed. PythonRecipe is the base of those that are Python packages."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """What it can honour of `Wish.words()`; all else is refused before anything is done."""
 
     def build(self, folder: Path, wish: Wish, say: Say) -> None:
         """Fill the empty `folder` and try what is in it. Raises InstallFailed or UsageError."""
@@ -108,8 +118,8 @@ def install(
     Raises UsageError for a name or combination that cannot be, InstallFailed when it came to nothing.
     """
     recipe = _recipe(name)
-    if (cpu or python is not None) and name != "vllm":
-        raise UsageError(f"--cpu and --python are for vllm; leave them out for {name}")
+    wish = Wish(prebuilt=prebuilt, accelerator=accelerator, version=version, cpu=cpu, python=python)
+    _refuse(name, recipe, wish)
     say = say or _say
     if if_missing and (found := recipe.find()) is not None:
         return found
@@ -118,7 +128,6 @@ def install(
         if if_missing and (found := recipe.find()) is not None:
             return found  # somebody else installed it while we waited
         _sweep(root, name)
-        wish = Wish(prebuilt=prebuilt, accelerator=accelerator, version=version, cpu=cpu, python=python)
         return _install(root, name, recipe, wish, say)
 
 
@@ -134,11 +143,21 @@ def remove(name: str) -> bool:
     return True
 
 
+def _refuse(name: str, recipe: Recipe, wish: Wish) -> None:
+    """Raises UsageError for flags that mean nothing to this engine's installation."""
+    wrong = [word for word in wish.words() if word not in recipe.takes]
+    if wrong:
+        takes = ", ".join(f"--{word}" for word in sorted(recipe.takes)) or "no such flags"
+        got = ", ".join(f"--{word}" for word in wrong)
+        raise UsageError(f"`llmrun engines install {name}` does not know {got}; it takes {takes}")
+
+
 def _install(root: Path, name: str, recipe: Recipe, wish: Wish, say: Say) -> Path:
     staging = root / f".{name}-new-{os.getpid()}"
     try:
         staging.mkdir()
         recipe.build(staging, wish, say)
+        retarget(staging, root / name)
         _discard(root, name)
         staging.rename(root / name)
     except OSError as problem:

@@ -3,6 +3,9 @@
 Linux: PR_SET_PDEATHSIG kills the child the instant its launcher is gone. A small forked guard process, in the child's
 process group, gets a signal when the child is gone (killed, crashed or ended) and then kills the rest of the group.
 Elsewhere the guard polls its parent's id.
+
+As a program (`python guard.py PID COMMAND...`) it becomes COMMAND, tied to process PID in the same way: for
+programs that are not ours.
 """
 
 from __future__ import annotations
@@ -77,3 +80,16 @@ def _remove(socket_path: Path) -> None:
         for path in socket_path.parent.iterdir():
             path.unlink()
         socket_path.parent.rmdir()
+
+
+def _main(launcher_pid: int, command: list[str]) -> None:
+    watch(launcher_pid, Path("/nonexistent/llmrun/none"))
+    try:
+        os.execvp(command[0], command)
+    except OSError as problem:
+        sys.stderr.write(f"{command[0]}: {problem.strerror}\n")
+        os._exit(127)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), sys.argv[2:])

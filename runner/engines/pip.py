@@ -5,6 +5,7 @@ Owns pip's command line, its temporary files and its end (no process survives an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -15,8 +16,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from runner.engines import guard
 from runner.errors import LlmrunError
 
+OnLine = Callable[[str], None]
 _LOG_LINES = 15
 _FAULTS = (
     (r"No space left on device|Disk quota exceeded", "the disk is full; free some space (2 GB are enough)"),
@@ -57,7 +60,7 @@ def install_into(
     *,
     env: Mapping[str, str] | None = None,
     arguments: tuple[str, ...] = (),
-    on_line: Callable[[str], None] | None = None,
+    on_line: OnLine | None = None,
 ) -> None:
     """pip install `requirement`, without its dependencies, into `folder`. Raises InstallFailed.
 
@@ -68,45 +71,18 @@ def install_into(
     command = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-cache-dir", "--no-input"]
     command += ["--disable-pip-version-check", "--target", str(folder), *arguments, requirement]
     environment = {**os.environ, "TMPDIR": str(temporary), "PIP_USER": "0", "PYTHONUNBUFFERED": "1", **(env or {})}
-    code, lines = _run(command, environment, on_line)
+    code, lines = run(command, environment, on_line)
     if code != 0:
-        raise _failure(requirement, code, lines)
+        raise failure(requirement, code, lines)
 
 
-def install_environment(
-    folder: Path,
-    requirements: list[str],
-    *,
-    python: str | None = None,
-    on_line: Callable[[str], None] | None = None,
-) -> None:
-    """Make a virtual environment in `folder` and install `requirements` into it. Raises InstallFailed.
-
-    Its base is `python`, else the launcher's own. It may be moved afterwards, as long as only bin/python is run.
-    """
-    code, lines = _run_venv(python or sys.executable, folder, on_line)
-    if code != 0:
-        raise _failure("a virtual environment", code, lines)
-    temporary = folder / "tmp"
-    temporary.mkdir()
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
-    code, lines = _run([*command, *requirements], environment, on_line)
-    shutil.rmtree(temporary, ignore_errors=True)
-    if code != 0:
-        raise _failure(", ".join(requirements), code, lines)
-
-
-def _run_venv(python: str, folder: Path, on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:
-    try:
-        return _run([python, "-m", "venv", str(folder)], dict(os.environ), on_line)
-    except OSError as problem:
-        raise InstallFailed(f"{python} cannot be run: {problem.strerror or problem}", hint="check --python") from None
-
-
-def _run(command: list[str], env: dict[str, str], on_line: Callable[[str], None] | None) -> tuple[int, list[str]]:
+def run(command: list[str], env: Mapping[str, str], on_line: OnLine | None) -> tuple[int, list[str]]:
+    """Run a program to its end: its exit code and last lines. It ends with us, whatever ends us. Raises OSError."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-I", guard.__file__, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -130,7 +106,8 @@ def _run(command: list[str], env: dict[str, str], on_line: Callable[[str], None]
         process.stdout.close()
 
 
-def _failure(requirement: str, code: int, lines: list[str]) -> InstallFailed:
+def failure(what: str, code: int, lines: list[str]) -> InstallFailed:
+    """The exception for a program that failed at installing `what`."""
     text = "\n".join(lines)
     hint = ""
     for pattern, advice in _FAULTS:
@@ -139,6 +116,4 @@ def _failure(requirement: str, code: int, lines: list[str]) -> InstallFailed:
             break
     errors = [line for line in lines if re.match(r"\s*(ERROR|error|CMake Error)\b|.*: (fatal )?error:", line)]
     reason = errors[0].split(" (from versions")[0].strip() if errors else f"pip ended with code {code}"
-    return InstallFailed(
-        f"{requirement} could not be installed: {reason}", hint=hint, log_tail="\n".join(lines[-_LOG_LINES:])
-    )
+    return InstallFailed(f"{what} could not be installed: {reason}", hint=hint, log_tail="\n".join(lines[-_LOG_LINES:]))

@@ -37,6 +37,8 @@ _FLAGS: dict[Accelerator, str] = {
 class LlamaCppRecipe:
     """See environments.Recipe."""
 
+    takes = frozenset({"prebuilt", "cuda", "metal", "vulkan", "version"})
+
     def build(self, folder: Path, wish: Wish, say: Say) -> None:
         """See Recipe."""
         if self._is_prebuilt(wish, say):

@@ -15,13 +15,19 @@ _KILL_AFTER_S = 600.0
 
 def make_engine(spec: EngineSpec) -> Engine:
     """The parent's side. Raises UsageError for options that it cannot honour, EngineStartFailed without torch."""
-    from runner.engines.native.environment import require_python
+    from runner.engines.native.environment import ENVIRONMENT
     from runner.engines.native.settings import read_settings
     from runner.engines.process import ProcessEngine
 
     read_settings(spec)
     child = FOLLOWER if spec.options.node_rank else CHILD
-    return ProcessEngine(spec, child, python=require_python(), kill_after_s=_KILL_AFTER_S, env=_ENVIRONMENT)
+    return ProcessEngine(
+        spec,
+        child,
+        python=ENVIRONMENT.require(spec.options.engine_python),
+        kill_after_s=_KILL_AFTER_S,
+        env=_ENVIRONMENT,
+    )
 
 
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_OFFLINE": "1"}

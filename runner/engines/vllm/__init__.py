@@ -19,20 +19,20 @@ def make_engine(spec: EngineSpec) -> Engine:
     """The parent's side. Raises UsageError for options that it cannot honour, EngineStartFailed without vllm."""
     from runner.engines.process import ProcessEngine
     from runner.engines.vllm.connector import CoreSpawner
-    from runner.engines.vllm.environment import require_python
+    from runner.engines.vllm.environment import ENVIRONMENT
     from runner.engines.vllm.settings import read_settings
 
     settings = read_settings(spec)
-    connector = CoreSpawner(spec, settings, require_python(spec.options.engine_python))
+    connector = CoreSpawner(spec, settings, ENVIRONMENT.require(spec.options.engine_python))
     return ProcessEngine(spec, "", connector=connector, kill_after_s=_KILL_AFTER_S)
 
 
 def describe_command(spec: EngineSpec) -> list[str]:
     """For --dry-run: the environment variables and the command that would start the engine. Starts nothing."""
-    from runner.engines.vllm.environment import find_python
+    from runner.engines.vllm.environment import ENVIRONMENT
     from runner.engines.vllm.settings import read_settings
 
     settings = read_settings(spec)
-    python = find_python(spec.options.engine_python) or "python"
+    python = ENVIRONMENT.find(spec.options.engine_python) or "python"
     variables = [f"{name}={value}" for name, value in settings.env.items()]
     return [*variables, python, "-m", "runner.engines.vllm.worker", *settings.arguments]

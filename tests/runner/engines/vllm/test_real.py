@@ -27,12 +27,12 @@ from model_cards.resolve import resolve
 from runner.engines import vllm
 from runner.engines.base import Engine, EngineOptions, EngineSpec
 from runner.engines.process import ProcessEngine
-from runner.engines.vllm.environment import find_python
+from runner.engines.vllm.environment import ENVIRONMENT
 from runner.errors import EngineDied, EngineError, LlmrunError, RequestError
 from runner.types import GuidedDecoding, SamplingParams, TokenRequest
 from tests.conformance import CHECKS, Check, EngineCase, run_check
 
-PYTHON = find_python()
+PYTHON = ENVIRONMENT.find()
 PRESETS = Path(__file__).parents[4] / "model_cards" / "presets" / "demo"
 KNOWN = json.loads((PRESETS / "conformance.json").read_text())
 HONOURS = frozenset({"stop", "min_tokens", "seed", "max_running", "max_queue"})
