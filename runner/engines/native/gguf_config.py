@@ -37,24 +37,14 @@ _KEYS = {
     "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale", "logit_scale": "logit_scale",
 }  # fmt: skip
-"""Spelling of most config.json -> key behind the architecture."""
-
-_SPELLINGS = {
-    "hidden_size": ("n_embd", "d_model"), "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
-    "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "multi_query_group_num"),
-    "head_dim": ("kv_channels",), "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
-    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length", "model_max_length"),
-    "rope_theta": ("rotary_emb_base",), "num_experts": ("num_local_experts",), "vocab_size": ("padded_vocab_size",),
-    "rms_norm_eps": ("layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_epsilon"),
-}  # fmt: skip
-"""What other families call the same."""
+"""What a family reads -> key behind the architecture."""
 
 Factors = Callable[[str], list[float] | None]
 """Name of a small tensor -> its values, None where the file lacks it."""
 
 
 def make_config(file: GgufFile, tensors: set[str], vocab_size: int, factors: Factors) -> dict[str, Any]:
-    """config.json under all spellings. Raises EngineStartFailed for an architecture that has no family."""
+    """config.json. Raises EngineStartFailed for an architecture that has no family."""
     name = file.architecture or ""
     if name not in MODEL_TYPES:
         raise EngineStartFailed(
@@ -63,17 +53,14 @@ def make_config(file: GgufFile, tensors: set[str], vocab_size: int, factors: Fac
         )
     config: dict[str, Any] = {"rope_theta": 10000.0, "model_type": MODEL_TYPES[name], "vocab_size": vocab_size}
     config |= {ours: value for ours, key in _KEYS.items() if (value := _scalar(file, f"{name}.{key}")) is not None}
-    config["rms_norm_eps"] = next(
+    config["norm_eps"] = next(
         (eps for kind in ("_rms", "") if (eps := _scalar(file, f"{name}.attention.layer_norm{kind}_epsilon"))), 1e-5
     )
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     _check(file, config)
     scaling = _rope_scaling(file, name, factors)
     config |= {"rope_scaling": scaling} if scaling else {}
-    config |= _FAMILIES[name](file, config, tensors) if name in _FAMILIES else {}
-    return config | {
-        other: config[first] for first, others in _SPELLINGS.items() if first in config for other in others
-    }
+    return config | (_FAMILIES[name](file, config, tensors) if name in _FAMILIES else {})
 
 
 def _scalar(file: GgufFile, key: str) -> Any:
@@ -164,7 +151,6 @@ _FAMILIES: dict[str, Callable[[GgufFile, dict[str, Any], set[str]], dict[str, An
     "llama": _llama, "gemma2": _gemma, "gemma3": _gemma, "qwen2moe": _moe, "qwen3moe": _moe, "falcon": _falcon,
     "mpt": _mpt, "stablelm": _stablelm, "baichuan": _baichuan,
     "starcoder": lambda file, config, tensors: {"multi_query": config["num_key_value_heads"] == 1},
-    "chatglm": lambda file, config, tensors: {"multi_query_attention": True,
-                                              "rope_ratio": config["rope_theta"] / 10000.0},
+    "chatglm": lambda file, config, tensors: {"multi_query_attention": True, "padded_vocab_size": config["vocab_size"]},
     "command-r": lambda file, config, tensors: {"use_qk_norm": "blk.0.attn_q_norm.weight" in tensors},
 }  # fmt: skip

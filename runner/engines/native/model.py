@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from model_cards.hf_card import read_json
 from runner.engines.native.checkpoint import TensorSource, open_folder
 from runner.engines.native.layers.decoder import Decoder
 from runner.engines.native.loader import load
-from runner.engines.native.models import find_family
+from runner.engines.native.models import Family, find_family
 from runner.engines.native.packed import open_packed, put_packed
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.quantize import Quantizer
@@ -68,7 +67,7 @@ def build_model(
         )
     source, spec, names = _open(card, family, config)
     _check(spec, context_length)
-    model: Decoder = getattr(family, "Model", Decoder)(spec, parallel, dtype, device)
+    model = Decoder(spec, parallel, dtype, device)
     source = open_packed(source, config)
     dense = put_packed(model, source, names, progress)
     if dense:
@@ -96,7 +95,7 @@ def _check(spec: DecoderSpec, context_length: int) -> None:
         )
 
 
-def _open(card: ModelCard, family: ModuleType, config: dict[str, Any]) -> tuple[TensorSource, DecoderSpec, Names]:
+def _open(card: ModelCard, family: Family, config: dict[str, Any]) -> tuple[TensorSource, DecoderSpec, Names]:
     """The weights of a card, and what is in them. Raises ModelFileError, ModelNotFound."""
     assert card.path is not None
     if card.kind == "gguf":
@@ -104,4 +103,4 @@ def _open(card: ModelCard, family: ModuleType, config: dict[str, Any]) -> tuple[
 
         source = GgufSource(Path(card.path))
         return source, *source.adapt(family.spec(config))
-    return open_folder(Path(card.path)), family.spec(config), family.names(config)
+    return open_folder(Path(card.path)), family.spec(config), family.names

@@ -6,9 +6,11 @@ names of checkpoints (weights.py). Torch-free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+Config = dict[str, Any]
+"""A parsed config.json."""
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"]
 """gelu is exact (erf); gelu_tanh is the tanh approximation (HF: gelu_new, gelu_pytorch_tanh, gelu_fast)."""
 
@@ -113,8 +115,6 @@ class DecoderSpec:
     """Of what each sublayer adds (Granite)."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    """For a family that brings its own module."""
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer, None for full attention."""

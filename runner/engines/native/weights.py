@@ -15,7 +15,7 @@ Canonical modules, each with `.weight` and perhaps `.bias` (always [out, in], wh
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,9 +27,8 @@ from runner.engines.native.spec import DecoderSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-QkvLayout = Literal["concat", "interleaved_heads", "grouped"]
-"""Rows of a fused attn.qkv: [q | k | v]; [heads, 3, head_dim] (GPT-NeoX, BLOOM); [kv_heads, q_per_kv + 2, head_dim]
-(InternLM2, Falcon-40B)."""
+QkvLayout = Literal["concat", "grouped"]
+"""Rows of a fused attn.qkv: [q | k | v] or [kv_heads, q_per_kv + 2, head_dim] (InternLM2, Falcon; GPT-NeoX, BLOOM)."""
 Index = tuple[slice, ...]
 
 
@@ -61,7 +60,8 @@ class Names:
     An expert's template without {e} is one tensor for all experts, [experts, ...].
     """
 
-    templates: Mapping[str, str]
+    templates: Mapping[str, str | tuple[str, ...]]
+    """Of several, the first that is there."""
     prefixes: tuple[str, ...] = ("model.", "", "transformer.", "model.language_model.", "language_model.model.",
                                  "language_model.")  # fmt: skip
     """Tried in order before each name."""
@@ -70,17 +70,18 @@ class Names:
     """Canonical modules whose weight is stored [in, out] (GPT-2's Conv1D)."""
     bare: frozenset[str] = frozenset()
     """Canonical modules whose tensor is named without `.weight`."""
-    spellings: Mapping[str, str] = field(default_factory=dict)
-    """Other words for `weight` and `bias`."""
+
+    def __or__(self, templates: Mapping[str, str | tuple[str, ...]]) -> Names:
+        """The same with some templates changed or added."""
+        return replace(self, templates={**self.templates, **templates})
 
     def candidates(self, module: str, kind: str, layer: int | None, expert: int | None) -> list[str]:
         """Checkpoint names that a canonical tensor may have, the likeliest first; none without a template."""
-        template = self.templates.get(module)
-        if template is None:
-            return []
-        name = template.replace("{i}", str(layer)).replace("{e}", str(expert))
-        suffix = "" if module in self.bare else "." + self.spellings.get(kind, kind)
-        return [prefix + name + suffix for prefix in self.prefixes]
+        templates = self.templates.get(module, ())
+        templates = (templates,) if isinstance(templates, str) else templates
+        names = [template.replace("{i}", str(layer)).replace("{e}", str(expert)) for template in templates]
+        suffix = "" if module in self.bare else f".{kind}"
+        return [prefix + name + suffix for prefix in self.prefixes for name in names]
 
 
 class Located(NamedTuple):
@@ -152,7 +153,6 @@ def _fused_rows(source: str, rows: Span, spec: DecoderSpec, layout: QkvLayout) -
     if layout == "concat":
         offset = {"q": 0, "k": q_rows, "v": q_rows + kv_rows}[part]
         return slice(offset + rows.start, offset + rows.stop), height
-    # [kv_heads, q_per_kv + 2, head_dim]; interleaved_heads is the same with q_per_kv = 1
     per_group = spec.num_heads // kv_heads
     table = np.arange(height, dtype=np.int64).reshape(kv_heads, per_group + 2, dim)
     picked = {"q": table[:, :per_group], "k": table[:, per_group], "v": table[:, per_group + 1]}[part]

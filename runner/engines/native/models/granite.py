@@ -1,21 +1,12 @@
 """Granite: LLaMA with four factors (embedding, attention, residual, logits)."""
 
-from __future__ import annotations
-
-from dataclasses import replace
-from typing import Any
-
 from runner.engines.native.models import llama
-from runner.engines.native.models.llama import names
-from runner.engines.native.spec import DecoderSpec
-
-__all__ = ["names", "spec"]
+from runner.engines.native.spec import Config, DecoderSpec
 
 
-def spec(config: dict[str, Any]) -> DecoderSpec:
-    """config.json -> DecoderSpec"""
-    return replace(
-        llama.spec(config),
+def spec(config: Config) -> DecoderSpec:
+    return llama.spec(
+        config,
         scale=config.get("attention_multiplier", 1.0),
         embed_scale=config.get("embedding_multiplier", 1.0),
         residual_scale=config.get("residual_multiplier", 1.0),

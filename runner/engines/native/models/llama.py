@@ -1,30 +1,23 @@
 """LLaMA 1, 2, 3.x, and whatever is LLaMA under another name (Vicuna, Yi, XVERSE, Aquila).
 
-Other families of this kind start from this spec and replace what differs.
+Other families start from this spec and name what differs.
 """
 
-from __future__ import annotations
-
+from dataclasses import replace
 from typing import Any
 
-from runner.engines.native.spec import Activation, DecoderSpec, RopeSpec
+from runner.engines.native.spec import Activation, Config, DecoderSpec, RopeSpec
 from runner.engines.native.weights import Names
 from runner.errors import EngineStartFailed
 
-ATTENTION = {
+NAMES = Names({
+    "embed": "embed_tokens", "norm": "norm", "head": "lm_head",
+    "norm1": "layers.{i}.input_layernorm", "norm2": "layers.{i}.post_attention_layernorm",
     "attn.q": "layers.{i}.self_attn.q_proj", "attn.k": "layers.{i}.self_attn.k_proj",
     "attn.v": "layers.{i}.self_attn.v_proj", "attn.out": "layers.{i}.self_attn.o_proj",
     "attn.q_norm": "layers.{i}.self_attn.q_norm", "attn.k_norm": "layers.{i}.self_attn.k_norm",
-}  # fmt: skip
-MLP = {
-    "mlp.gate": "layers.{i}.mlp.gate_proj",
-    "mlp.up": "layers.{i}.mlp.up_proj",
-    "mlp.down": "layers.{i}.mlp.down_proj",
-}
-ENDS = {"embed": "embed_tokens", "norm": "norm", "head": "lm_head"}
-NORMS = {"norm1": "layers.{i}.input_layernorm", "norm2": "layers.{i}.post_attention_layernorm"}
-NAMES = ENDS | NORMS | ATTENTION | MLP
-
+    "mlp.gate": "layers.{i}.mlp.gate_proj", "mlp.up": "layers.{i}.mlp.up_proj", "mlp.down": "layers.{i}.mlp.down_proj",
+})  # fmt: skip
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "swiglu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -32,38 +25,39 @@ _ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 
-def spec(config: dict[str, Any]) -> DecoderSpec:
-    """config.json -> DecoderSpec"""
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    head_dim = config.get("head_dim") or hidden // heads
-    return DecoderSpec(
+def spec(config: Config, **changes: Any) -> DecoderSpec:
+    """`changes` are the fields in which a family differs. Raises EngineStartFailed for an unknown activation."""
+    heads, bias = config["num_attention_heads"], config.get("attention_bias", False)
+    activation = config.get("hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        raise EngineStartFailed(f"activation {activation!r} is unknown; known are {', '.join(sorted(_ACTIVATIONS))}")
+    plain = DecoderSpec(
         vocab_size=config["vocab_size"],
-        hidden_size=hidden,
+        hidden_size=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
+        head_dim=_head_dim(config),
         intermediate_size=config["intermediate_size"],
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope=rope(config, head_dim),
+        norm_eps=config.get("norm_eps", 1e-6),
+        rope=rope(config),
         max_position=config.get("max_position_embeddings", 2048),
-        qkv_bias=config.get("attention_bias", False),
-        out_bias=config.get("attention_bias", False),
+        qkv_bias=bias,
+        out_bias=bias,
         mlp_bias=config.get("mlp_bias", False),
-        activation=activation(config.get("hidden_act", "silu")),
+        activation=_ACTIVATIONS[activation],
         tied_head=config.get("tie_word_embeddings", False),
     )
+    return replace(plain, **changes)
 
 
-def names(config: dict[str, Any]) -> Names:
-    """Checkpoint names"""
-    return Names(NAMES)
+def _head_dim(config: Config) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def rope(
-    config: dict[str, Any], head_dim: int, *, kind: str | None = None, theta: float = 10000.0, share: float = 1.0,
-    interleaved: bool = False,
-) -> RopeSpec:  # fmt: skip
+    config: Config, *, kind: str | None = None, theta: float = 10000.0, share: float = 1.0, interleaved: bool = False
+) -> RopeSpec:
     """Rotary positions of config.json, old form (rope_theta, rope_scaling) or new (rope_parameters, by layer `kind` or
     not). `theta` and `share` (of head_dim that turns) are the family's defaults."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -75,24 +69,17 @@ def rope(
     share = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or share
     return RopeSpec(
         theta=float(scaling.get("rope_theta") or config.get("rope_theta") or theta),
-        dim=int(head_dim * share),
+        dim=int(_head_dim(config) * share),
         interleaved=interleaved,
         scaling=scaling if (scaling.get("rope_type") or scaling.get("type") or "default") != "default" else None,
         max_position=config.get("max_position_embeddings", 2048),
     )
 
 
-def activation(name: str) -> Activation:
-    """HF's name -> ours. Raises EngineStartFailed for one that is unknown."""
-    if name not in _ACTIVATIONS:
-        raise EngineStartFailed(f"activation {name!r} is unknown; known are {', '.join(sorted(_ACTIVATIONS))}")
-    return _ACTIVATIONS[name]
-
-
-def windows(config: dict[str, Any], default: int | None = None) -> tuple[int | None, ...]:
-    """Sliding windows by layer: `layer_types` where stated, else the same everywhere."""
+def windows(config: Config, *, default: int | None = None, kinds: list[str] | None = None) -> tuple[int | None, ...]:
+    """Sliding windows by layer: `layer_types` or the family's `kinds` where there are any, else the same everywhere."""
     window: int | None = config.get("sliding_window", default)
-    kinds = config.get("layer_types")
+    kinds = config.get("layer_types") or kinds
     if not window or config.get("use_sliding_window") is False:
         return ()
     if kinds:

@@ -124,7 +124,7 @@ def load_folder(folder: Path, **options: Any) -> Decoder:
     family = find_family(config)
     assert family is not None, config["model_type"]
     options.setdefault("dtype", torch.float32)
-    return build(family.spec(config), family.names(config), folder, **options)
+    return build(family.spec(config), family.names, folder, **options)
 
 
 def toy(config_class: Any, model_class: Any, **changes: Any) -> Any:

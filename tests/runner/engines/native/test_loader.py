@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from model_cards.errors import ModelFileError, ModelNotFound  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
 from runner.engines.native.loader import build  # noqa: E402
-from runner.engines.native.models import mixtral  # noqa: E402
+from runner.engines.native.models import find_family  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from tests.runner.engines.native.families import load_folder, toy  # noqa: E402
 
@@ -117,11 +117,12 @@ def test_stacked_experts(tmp_path: Path) -> None:
             weights[f"{prefix}.{part}"] = torch.stack([weights.pop(f"{prefix}.{e}.{part}.weight") for e in range(3)])
     save_file(weights, tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
-    plain = mixtral.names(config)
-    stacked = {name: template.replace(".{e}", "") for name, template in plain.templates.items()}
+    family = find_family(config)
+    assert family is not None
+    stacked = {name: template.replace(".{e}", "") for name, template in family.names.templates.items()}
     bare = frozenset(name for name in stacked if "experts" in name)
-    names = dataclasses.replace(plain, templates=stacked, bare=bare)
-    assert same(build(mixtral.spec(config), names, tmp_path, dtype=torch.float32), wanted)
+    names = dataclasses.replace(family.names, templates=stacked, bare=bare)
+    assert same(build(family.spec(config), names, tmp_path, dtype=torch.float32), wanted)
 
 
 def test_progress_and_replacement(folder: Path) -> None:

@@ -55,8 +55,8 @@ def load_packed(folder: Path, parallel: Parallel | None = None) -> tuple[Decoder
     family: Any = find_family(config)
     source = open_packed(open_folder(folder), config)
     model = Decoder(family.spec(config), parallel or Parallel.single(), torch.float32, "cpu")
-    dense = put_packed(model, source, family.names(config))
-    load(model, source, family.names(config))
+    dense = put_packed(model, source, family.names)
+    load(model, source, family.names)
     return model, dense
 
 
