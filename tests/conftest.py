@@ -31,7 +31,15 @@ def clean_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("LLMRUN_NATIVE_KERNELS", str(NATIVE_KERNELS))
-    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    for name in (
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HF_HUB_CACHE",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "ETCD_ENDPOINTS",
+        "NATS_SERVER",
+    ):
         monkeypatch.delenv(name, raising=False)
     return home
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from runner.net.store import LEASE_S, Change, StoreUnavailable
+from runner.net.store import LEASE_S, Change, Entry, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,26 @@ class EtcdStore:
             self._at += 1
             await asyncio.sleep(pause_s * (0.5 + random.random()))
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    async def entries(self, prefix: str) -> list[Entry]:
+        """See Store."""
+        try:
+            found = (await self.call("/kv/range", _interval(prefix))).get("kvs", [])
+            ages = {lease: await self._age(lease) for lease in {kv.get("lease", "0") for kv in found}}
+            return [
+                Entry(_text(kv["key"]), base64.b64decode(kv.get("value", "")), *ages[kv.get("lease", "0")])
+                for kv in found
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreUnavailable(f"{self.where} gives what is no answer: {error!r}") from error
+
+    async def _age(self, lease: str) -> tuple[float | None, float | None]:
+        """A lease's length and how long ago it was renewed, in seconds."""
+        if lease == "0":
+            return None, None
+        answer = await self.call("/lease/timetolive", {"ID": lease})
+        granted, left = int(answer.get("grantedTTL", 0)), int(answer.get("TTL", 0))
+        return float(granted), float(max(0, granted - left))
 
     async def _range(self, prefix: str) -> tuple[int, dict[str, bytes]]:
         answer = await self.call("/kv/range", _interval(prefix))

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from runner.net.store import LEASE_S, Change, StoreUnavailable
+from runner.net.store import LEASE_S, Change, Entry, StoreUnavailable
 
 _POLL_S = 0.2
 _MAX_VALUE_BYTES = 64 << 20
@@ -89,6 +89,20 @@ class FolderStore:
             changes.append(Change(key, None))
         return changes
 
+    async def entries(self, prefix: str) -> list[Entry]:
+        """See Store."""
+        try:
+            found = self._scan(prefix, {})
+            now = self._now() if found else 0.0
+            ages = {change.key: now - self.path(change.key).stat().st_mtime for change in found}
+        except OSError as error:
+            raise StoreUnavailable(f"{self.where} cannot be read: {error.strerror}") from error
+        return [Entry(key, value or b"", self.lease_s, max(0.0, ages[key])) for key, value in found]
+
+    def path(self, key: str) -> Path:
+        """The file of a key."""
+        return self.folder / quote(key, safe="")
+
     def _now(self) -> float:
         clock = self.folder / f".clock-{os.getpid()}"
         try:
@@ -117,13 +131,10 @@ class FolderLease:
             raise StoreUnavailable(f"{self._store.where}: cannot write: {error.strerror}") from error
 
     def _write(self, key: str, value: bytes) -> None:
-        path = self._path(key)
+        path = self._store.path(key)
         hidden = path.with_name(f".{secrets.token_hex(8)}")
         hidden.write_bytes(value)
         hidden.replace(path)
-
-    def _path(self, key: str) -> Path:
-        return self._store.folder / quote(key, safe="")
 
     async def _keep_alive(self) -> None:
         while True:
@@ -131,7 +142,7 @@ class FolderLease:
             for key, value in self._values.items():
                 with contextlib.suppress(OSError):
                     try:
-                        os.utime(self._path(key))
+                        os.utime(self._store.path(key))
                     except FileNotFoundError:
                         self._store.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                         self._write(key, value)
@@ -145,5 +156,5 @@ class FolderLease:
         await asyncio.wait({self._task})
         for key in self._values:
             with contextlib.suppress(OSError):
-                self._path(key).unlink(missing_ok=True)
+                self._store.path(key).unlink(missing_ok=True)
         self._store.forget(self)

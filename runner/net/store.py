@@ -23,6 +23,15 @@ class Change(NamedTuple):
     value: bytes | None
 
 
+class Entry(NamedTuple):
+    """A key as it stands now. It is gone `lease_s` after it was last renewed; both None: it has no lease."""
+
+    key: str
+    value: bytes
+    lease_s: float | None
+    renewed_s_ago: float | None
+
+
 class Lease(Protocol):
     """Keys under one lease; kept alive, granted again and written again whenever the store lost it."""
 
@@ -46,6 +55,9 @@ class Store(Protocol):
 
     def watch(self, prefix: str) -> AsyncGenerator[Change, None]:
         """A snapshot, then every change; survives all outages (known keys stay) and never ends."""
+
+    async def entries(self, prefix: str) -> list[Entry]:
+        """What is there now. Raises StoreUnavailable."""
 
     async def close(self) -> None:
         """Safe twice."""
