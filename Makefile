@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PREBUILT ?=
 
-.PHONY: run test test-slow test-browser test-gpu test-vllm test-dist lint bench engine demo-model clean
+.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-dist lint bench engine demo-model clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (half a minute)" >&2
@@ -28,7 +28,7 @@ run: engine
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/llmrun; else $(BIN)/llmrun "What is the capital of South Africa?"; fi
 
 test: engine $(DEV_STAMP)
-	@$(BIN)/python -m pytest -m "not slow and not browser and not gpu and not vllm and not dist"
+	@$(BIN)/python -m pytest -m "not slow and not browser and not gpu and not vllm and not sglang and not dist"
 
 test-slow: engine $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m slow
@@ -42,6 +42,11 @@ test-gpu: engine $(DEV_STAMP)
 test-vllm: engine $(DEV_STAMP)
 	@$(BIN)/llmrun engines install vllm --if-missing >/dev/null
 	@$(BIN)/python -m pytest -m vllm
+
+# Two nodes need network namespaces (root); without them that test is skipped.
+test-sglang: engine $(DEV_STAMP)
+	@$(BIN)/llmrun engines install sglang --cpu --if-missing >/dev/null
+	@$(BIN)/python -m pytest -m sglang
 
 # Real etcd and nats-server on loopback.
 test-dist: $(DEV_STAMP)

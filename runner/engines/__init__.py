@@ -60,7 +60,14 @@ _ROWS = (
         flags=tuple(flag for flag in ENGINE_FLAGS if flag != "device"),
         command="runner.engines.vllm:describe_command",
     ),
-    EngineEntry(name="sglang", summary="SGLang", models=("hf",), instead="out=llamacpp with a GGUF file"),
+    EngineEntry(
+        name="sglang",
+        summary="SGLang's Engine in an environment of its own, one machine or several",
+        models=("hf",),
+        factory="runner.engines.sglang:make_engine",
+        flags=ENGINE_FLAGS,
+        command="runner.engines.sglang:describe_command",
+    ),
     EngineEntry(
         name="trtllm", summary="TensorRT-LLM", models=("trtllm", "hf"), instead="out=llamacpp with a GGUF file"
     ),

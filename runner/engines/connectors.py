@@ -174,6 +174,7 @@ class Spawner:
                     (folder / name).symlink_to(source / name)
         others = self._env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
         fixed = {
+            frames.FOLDER_VARIABLE: str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
             "GGML_NO_BACKTRACE": "1",

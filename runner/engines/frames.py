@@ -31,6 +31,9 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 _HEADER_LEN = 5
 _HEADER_SPACE = bytes(_HEADER_LEN)
 
+FOLDER_VARIABLE = "LLMRUN_CHILD_FOLDER"
+"""Names, in a child's environment, its private folder: what it leaves there goes with it."""
+
 Shape = Literal["step", "async", "text"]
 """What a child hosts: a StepEngine class, a factory of an Engine, a factory of a TextSource (hosts.py)."""
 

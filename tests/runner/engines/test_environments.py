@@ -151,8 +151,8 @@ def test_unknown_and_unneeded_engines() -> None:
         install("lama")
     with pytest.raises(UsageError, match="echo_core needs no installation"):
         install("echo_core")
-    with pytest.raises(UsageError, match="sglang is not built yet"):
-        remove("sglang")
+    with pytest.raises(UsageError, match="trtllm is not built yet"):
+        remove("trtllm")
 
 
 @pytest.mark.parametrize(
