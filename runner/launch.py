@@ -1,6 +1,7 @@
 """Launch: a plan becomes a running engine, a service in the catalog, and a frontend that runs to its end.
 
-Owns the order of starting and closing, and what signals do. Knows no engine and no frontend by name.
+Owns the order of starting and closing, going on to the next engine of out=A,B, and what signals do. Knows no engine and
+no frontend by name.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ import os
 import signal
 from typing import Any
 
+import msgspec
+
+from model_cards.errors import CardError
 from runner import registry
 from runner.catalog import Catalog
+from runner.chain import PassedOver, brief, sentence
 from runner.console import report, say, warn
 from runner.engines.base import EngineSpec
-from runner.errors import EngineStartFailed, LlmrunError
+from runner.errors import EngineError, EngineStartFailed, LlmrunError, UsageError
 from runner.frontends import FRONTENDS
 from runner.frontends.base import Frontend
 from runner.plan import Plan
 from runner.services import ChatService
 from runner.spinner import spinner
 from runner.timing import TimedService
+from runner.types import EngineInfo
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -70,9 +76,8 @@ def _load(factory: str, spec: EngineSpec) -> Any:
 
 async def _run(plan: Plan, ended_by: list[int]) -> int:
     _handle_signals(ended_by)
-    service = make_service(plan)
+    frontend, service = await _start(plan)
     try:
-        frontend = await _start(service, plan)
         catalog = Catalog()
         catalog.add(_timed(service) if plan.options.verbose and plan.frontend.name == "stdin" else service)
         return await frontend.run(catalog)
@@ -80,26 +85,83 @@ async def _run(plan: Plan, ended_by: list[int]) -> int:
         await _close(service)
 
 
-async def _start(service: ChatService, plan: Plan) -> Frontend:
+async def _start(plan: Plan) -> tuple[Frontend, ChatService]:
     """Start the engine, and meanwhile (it is another process's work) import and make the frontend.
 
     A frontend that refuses its arguments ends the start at once.
     """
-    starting = asyncio.create_task(service.start())
+    starting = asyncio.create_task(start_service(plan))
     try:
         frontend_class = await asyncio.to_thread(registry.load, FRONTENDS[plan.frontend.name])
         frontend: Frontend = frontend_class(plan.frontend)
-        async with spinner(f"loading {plan.card.name} on {plan.engine.name} …"):
-            info = await starting
+        service, info = await asyncio.shield(starting)
     except BaseException:
         starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        (ended,) = await asyncio.gather(starting, return_exceptions=True)
+        if isinstance(ended, tuple):
+            await _close(ended[0])  # it was ready in the very instant of the other's failure
         raise
     if plan.options.verbose:
         about = [f"context {info.context_length:,}", f"{info.max_running} at once"]
         about += [f"{name} {value}" for name, value in info.details.items()]
         say(f"{info.name} {info.version}: {', '.join(about)}")
-    return frontend
+    return frontend, service
+
+
+async def start_service(plan: Plan) -> tuple[ChatService, EngineInfo]:
+    """The first engine of the plan and its fallbacks that starts. What failed is closed, and told in a line each.
+
+    Raises what the engine raises where the plan has only one, and EngineStartFailed with every reason where all fail.
+    """
+    plans = [msgspec.structs.replace(plan, fallbacks=()), *plan.fallbacks]
+    passed = list(plan.passed)
+    _say_passed(passed, plans[0])
+    for at, one in enumerate(plans):
+        try:
+            return await _start_one(one)
+        except (EngineError, UsageError, CardError) as error:
+            if len(plans) + len(plan.passed) == 1:
+                raise
+            passed.append(PassedOver(one.engine.name, brief(error)))
+            if at + 1 < len(plans):
+                _say_passed(passed[-1:], plans[at + 1])
+    raise EngineStartFailed(sentence(passed), hint="llmrun engines shows what is usable here")
+
+
+def _say_passed(passed: list[PassedOver], following: Plan) -> None:
+    for row in passed:
+        say(f"llmrun: not out={row.name}: {row.why}; trying out={following.engine.name}")
+
+
+async def _start_one(plan: Plan) -> tuple[ChatService, EngineInfo]:
+    service = make_service(plan)
+    try:
+        async with spinner(f"loading {plan.card.name} on {plan.engine.name} …"):
+            return service, await service.start()
+    except BaseException:
+        await _close(service)
+        raise
+
+
+def settle(plan: Plan) -> Plan:
+    """The plan without the engines of out=A,B that cannot even be made here (not installed, flags that they refuse).
+
+    Starts nothing. A plan with one engine is returned as it is. Raises EngineStartFailed where none is left.
+    """
+    if not plan.fallbacks and not plan.passed:
+        return plan
+    kept: list[Plan] = []
+    passed = list(plan.passed)
+    for one in (msgspec.structs.replace(plan, fallbacks=(), passed=()), *plan.fallbacks):
+        try:
+            _load(one.factory, one.engine)
+        except (EngineError, UsageError) as error:
+            passed.append(PassedOver(one.engine.name, brief(error)))
+        else:
+            kept.append(one)
+    if not kept:
+        raise EngineStartFailed(sentence(passed), hint="llmrun engines shows what is usable here")
+    return msgspec.structs.replace(kept[0], fallbacks=tuple(kept[1:]), passed=tuple(passed))
 
 
 def _timed(service: ChatService) -> ChatService:

@@ -16,6 +16,7 @@ import msgspec
 
 from model_cards.card import ModelCard
 from runner import registry
+from runner.chain import Chain, PassedOver, name_chain, split_target
 from runner.config_file import Settings
 from runner.engines import ENGINES
 from runner.engines.base import EngineOptions, EngineSpec
@@ -29,7 +30,6 @@ from runner.selection import (
     check_flags,
     choose_frontend,
     engine_for,
-    name_engine,
 )
 from runner.words import Words
 
@@ -49,6 +49,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     why: dict[str, str]
     sources: dict[str, str]
     """Where each setting that is not a default came from."""
+    fallbacks: tuple[Plan, ...] = ()
+    """The same run on the engines that are tried if this one does not start, in order (out=A,B)."""
+    passed: tuple[PassedOver, ...] = ()
+    """Engines of out=A,B that were found unfit before anything was started."""
 
     @property
     def card(self) -> ModelCard:
@@ -75,30 +79,34 @@ def make_plan(settings: Settings, words: Words, tail: tuple[str, ...], *, termin
     follower = options.num_nodes > 1 and options.node_rank != 0
     frontend = choose_frontend(source, terminal=terminal, has_prompt=words.prompt is not None, follower=follower)
     _check_prompt(frontend, words.prompt)
-    named = name_engine(target) if target else None
+    named = name_chain(target) if target else None
     _check_tail(named, tail)
     extra = read_extra_args(options.extra_engine_args)
     if named is not None:
-        check_flags(named, settings)
+        named = named.keep(lambda choice: check_flags(choice, settings))
     card, model_why = _find_card(words.model, named, options, resolve)
-    engine = named or engine_for(card)
-    check_fit(engine, card)
-    check_flags(engine, settings)
-    return Plan(
-        engine=EngineSpec(
-            name=engine.entry.name,
-            card=card,
-            argument=engine.argument,
-            options=engine_options(options, extra),
-            tail=tail,
-        ),
-        factory=engine.entry.factory,
-        level=engine.entry.level,
-        frontend=FrontendSpec(name=frontend.name, argument=frontend.argument, prompt=words.prompt, options=options),
-        options=options,
-        why={"model": model_why, "engine": engine.why, "frontend": frontend.why},
-        sources=settings.sources,
-    )
+    chain = named or Chain((engine_for(card),))
+    chain = chain.keep(lambda choice: check_fit(choice, card)).keep(lambda choice: check_flags(choice, settings))
+
+    def plan_on(choice: EngineChoice) -> Plan:
+        return Plan(
+            engine=EngineSpec(
+                name=choice.entry.name,
+                card=card,
+                argument=choice.argument,
+                options=engine_options(options, extra),
+                tail=tail,
+            ),
+            factory=choice.entry.factory,
+            level=choice.entry.level,
+            frontend=FrontendSpec(name=frontend.name, argument=frontend.argument, prompt=words.prompt, options=options),
+            options=options,
+            why={"model": model_why, "engine": choice.why, "frontend": frontend.why},
+            sources=settings.sources,
+        )
+
+    first, *others = [plan_on(choice) for choice in chain.choices]
+    return msgspec.structs.replace(first, fallbacks=tuple(others), passed=chain.passed)
 
 
 def engine_options(options: RunOptions, extra: dict[str, Any]) -> EngineOptions:
@@ -176,6 +184,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
             "options": msgspec.to_builtins(plan.engine.options),
             "tail": list(plan.engine.tail),
             "command": _command(plan),
+            "fallbacks": [_engine_data(fallback) for fallback in plan.fallbacks],
+            "passed_over": msgspec.to_builtins(plan.passed),
         },
         "card": _without_bulk(msgspec.to_builtins(plan.card)),
         "why": plan.why,
@@ -199,8 +209,11 @@ def as_text(plan: Plan) -> str:
     ]
     rows += [("", f"{key} = {value}", "") for key, value in msgspec.to_builtins(engine.options).items()]
     rows += [("", f"-- {' '.join(engine.tail)}", "")] if engine.tail else []
-    command = _command(plan)
-    rows += [("command", shlex.join(command), "the engine's own")] if command else []
+    rows += _command_rows(plan)
+    rows += [("passed", f"out={row.name}", row.why) for row in plan.passed]
+    for fallback in plan.fallbacks:
+        told = _with_argument("out", fallback.engine.name, fallback.engine.argument)
+        rows += [("then", told, "if that does not start"), *_command_rows(fallback)]
     rows.append(("frontend", _with_argument("in", plan.frontend.name, plan.frontend.argument), plan.why["frontend"]))
     if plan.frontend.name == "http":
         rows.append(("", f"http://{plan.options.http_host}:{plan.options.http_port}", ""))
@@ -210,6 +223,15 @@ def as_text(plan: Plan) -> str:
         if hasattr(plan.options, key)
     ]
     return "\n".join(f"{name:<9} {value}" + (f"  ({why})" if why else "") for name, value, why in rows)
+
+
+def _engine_data(plan: Plan) -> dict[str, Any]:
+    return {"out": plan.engine.name, "argument": plan.engine.argument, "command": _command(plan)}
+
+
+def _command_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    command = _command(plan)
+    return [("command", shlex.join(command), "the engine's own")] if command else []
 
 
 def _command(plan: Plan) -> list[str]:
@@ -245,7 +267,8 @@ def _text(settings: Settings, key: str) -> str | None:
 
 
 def _refuse_two_networks(source: str | None, target: str | None) -> None:
-    if (source or "").partition(":")[0] == "dyn" and (target or "").partition(":")[0] in ("dyn", "auto"):
+    targets = {word.partition(":")[0] for word in split_target(target or "")}
+    if (source or "").partition(":")[0] == "dyn" and targets & {"dyn", "auto"}:
         raise UsageError("Cannot use endpoint for both in and out: in=dyn serves an engine of this machine; drop one")
 
 
@@ -256,8 +279,9 @@ def _check_prompt(frontend: FrontendChoice, prompt: str | None) -> None:
         )
 
 
-def _check_tail(engine: EngineChoice | None, tail: tuple[str, ...]) -> None:
-    if tail and (engine is None or engine.entry.name not in ("pystr", "pytok")):
+def _check_tail(chain: Chain | None, tail: tuple[str, ...]) -> None:
+    names = {choice.entry.name for choice in chain.choices} if chain else set()
+    if tail and not names & {"pystr", "pytok"}:
         raise UsageError(f"what follows -- goes to out=pystr: or out=pytok: only; got {' '.join(tail)!r}")
 
 
@@ -272,11 +296,10 @@ def _check_together(options: RunOptions) -> None:
         raise UsageError("--num-nodes above 1 needs --leader-addr HOST:PORT of node 0")
 
 
-def _find_card(
-    model: str | None, engine: EngineChoice | None, options: RunOptions, resolve: Resolve
-) -> tuple[ModelCard, str]:
+def _find_card(model: str | None, chain: Chain | None, options: RunOptions, resolve: Resolve) -> tuple[ModelCard, str]:
     if model is not None:
         return resolve(model, options), "asked for"
+    engine = chain.choices[0] if chain is not None else None
     if engine is not None and "none" in engine.entry.models:
         name = options.model_name or Path(engine.argument).stem or engine.entry.name
         card = ModelCard(name=name, source="", context_length=options.context_length or 0)

@@ -39,7 +39,9 @@ def run_words(words: Sequence[str], given: dict[str, Any], tail: tuple[str, ...]
 
     plan = make_plan(settings, parsed, tail, terminal=terminal, resolve=resolve)
     if dry_run:
-        _print_plan(plan, as_json=bool(settings.values.get("json")))
+        from runner.launch import settle
+
+        _print_plan(settle(plan), as_json=bool(settings.values.get("json")))
         return 0
     _say_choice(plan)
     from runner.launch import run
