@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -12,30 +12,32 @@ from runner.errors import UsageError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KvDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
+Quantize = Literal["int8", "int4"]
 Backend = Literal["auto", "torch", "cpu", "triton"]
+Implementation = Literal["auto", "native", "transformers"]
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "quantize": ("int8", "int4"),
-    "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
-    "device": ("auto", "cpu", "cuda"),
-}
-MAX_RUNNING = 256
-"""Requests at once where nothing is said."""
+_CHOICES = {
+    "dtype": Dtype, "quantize": Quantize, "kv_cache_dtype": KvDtype, "device": Device, "backend": Backend,
+    "implementation": Implementation,
+}  # fmt: skip
+_FLAGS = ("dtype", "quantize", "kv_cache_dtype", "device", "gpu_memory_utilization", "max_batched_tokens",
+          "max_running", "threads")  # fmt: skip
 MAX_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
 
 
-class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of --extra-engine-args: flags by their long names, and what no flag says."""
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything decided that needs no look at the machine; None is decided in the child. Its names are the keys of
+    --extra-engine-args: flags by their long names, and what no flag says."""
 
-    dtype: Dtype | None = None
-    quantize: Literal["int8", "int4"] | None = None
-    kv_cache_dtype: KvDtype | None = None
-    device: Device | None = None
-    gpu_memory_utilization: float | None = None
+    dtype: Dtype = "auto"
+    quantize: Quantize | None = None
+    kv_cache_dtype: KvDtype = "auto"
+    device: Device = "auto"
+    gpu_memory_utilization: float = 0.9
     max_batched_tokens: int | None = None
-    max_running: int | None = None
+    max_running: int = 256
+    """Requests at once."""
     block_size: int | None = None
     num_blocks: int | None = None
     """Blocks of the KV cache; None: what memory allows."""
@@ -43,68 +45,33 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     backend: Backend = "auto"
     """Which kernels: torch's own, our C++ (cpu), our Triton (cuda)."""
     cuda_graphs: bool = True
-    implementation: Literal["auto", "native", "transformers"] = "auto"
+    implementation: Implementation = "auto"
     """transformers: its modules with our attention, also where a family file of ours exists."""
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything decided that needs no look at the machine. None is decided in the child."""
-
-    dtype: Dtype = "auto"
-    quantize: Literal["int8", "int4"] | None = None
-    kv_cache_dtype: KvDtype = "auto"
-    device: Device = "auto"
-    gpu_memory_utilization: float = 0.9
-    max_batched_tokens: int | None = None
-    max_running: int = MAX_RUNNING
-    block_size: int | None = None
-    num_blocks: int | None = None
-    prefix_cache: bool = True
-    backend: Backend = "auto"
-    cuda_graphs: bool = True
-    implementation: Literal["auto", "native", "transformers"] = "auto"
     threads: int | None = None
 
 
 def read_settings(spec: EngineSpec) -> Settings:
     """Flags, and --extra-engine-args on top. Raises UsageError naming the option, what was got and what is allowed."""
-    options = spec.options
+    options, allowed = spec.options, Settings.__struct_fields__
     _refuse(spec)
-    chosen: dict[str, Any] = {
-        "dtype": options.dtype,
-        "quantize": options.quantize,
-        "kv_cache_dtype": options.kv_cache_dtype,
-        "device": options.device,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "max_batched_tokens": options.max_batched_tokens,
-        "max_running": options.max_running,
-        "block_size": options.kv_cache_block_size,
-        "threads": options.threads,
-    }
-    extra = _parse_extra(options.extra)
-    chosen.update({name: getattr(extra, name) for name in Extra.__struct_fields__ if name in options.extra})
-    settings = _convert({name: value for name, value in chosen.items() if value is not None})
+    unknown = sorted(set(options.extra) - set(allowed))
+    if unknown:
+        raise UsageError(f"out=native: unknown engine argument {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    flags = {name: getattr(options, name) for name in _FLAGS} | {"block_size": options.kv_cache_block_size}
+    settings = _convert({name: value for name, value in {**flags, **options.extra}.items() if value is not None})
     _check(settings)
     return settings
 
 
-def _parse_extra(extra: dict[str, Any]) -> Extra:
-    allowed = Extra.__struct_fields__
-    unknown = sorted(set(extra) - set(allowed))
-    if unknown:
-        raise UsageError(f"out=native: unknown engine argument {unknown[0]!r}; allowed are {', '.join(allowed)}")
+def _convert(values: dict[str, Any]) -> Settings:
+    for name, choice in _CHOICES.items():
+        if name in values and values[name] not in get_args(choice):
+            said = f"--{name.replace('_', '-')}" if name in _FLAGS else name
+            raise UsageError(f"out=native: {said}: got {values[name]!r}; allowed: {', '.join(get_args(choice))}")
     try:
-        return msgspec.convert(extra, Extra)
+        return msgspec.convert(values, Settings)
     except msgspec.ValidationError as problem:
         raise UsageError(f"out=native: engine arguments: {problem}") from None
-
-
-def _convert(values: dict[str, Any]) -> Settings:
-    for name, allowed in _CHOICES.items():
-        if name in values and values[name] not in allowed:
-            flag = name.replace("_", "-")
-            raise UsageError(f"out=native: --{flag}: got {values[name]!r}; allowed: {', '.join(allowed)}")
-    return msgspec.convert(values, Settings)
 
 
 def _check(settings: Settings) -> None:

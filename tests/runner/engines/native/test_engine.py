@@ -260,6 +260,8 @@ def test_weights_of_another_model_are_named(toy: Path, tmp_path: Path) -> None:
         ({"gpu_layers": 3}, "leave --gpu-layers out"),
         ({"kv_cache_block_size": 24}, "power of two"),
         ({"extra": {"blocks": 3}}, "unknown engine argument 'blocks'; allowed are"),
+        ({"extra": {"backend": "mkl"}}, "native: backend: got 'mkl'; allowed: auto, torch, cpu, triton"),
+        ({"extra": {"num_blocks": "many"}}, "engine arguments: Expected"),
         ({"num_nodes": 2, "tensor_parallel_size": 2}, "--leader-addr"),
         ({"num_nodes": 2, "tensor_parallel_size": 3, "leader_addr": "h:1"}, "cannot be divided"),
     ],
