@@ -29,22 +29,21 @@ class TensorSource(Protocol):
     def file(self, name: str) -> str:
         """The file it is in, for messages."""
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
         """The tensor or a part of it, on the CPU in its own dtype. Raises ModelFileError where the file is broken."""
 
 
-class SafetensorsSource:
-    """One or several `.safetensors` files."""
+class FolderSource:
+    """The `.safetensors` or `pytorch_model*.bin` files of one model."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files: dict[str, Path] = {}
-        self._open: dict[Path, Any] = {}
+        self._tensors: dict[str, Any] = {}
+        """Tensors of mapped files, or safetensors' slices: both are read when they are indexed."""
         for path in files:
-            try:
-                self._open[path] = safe_open(path, framework="pt", device="cpu")
-            except (SafetensorError, OSError, ValueError) as error:
-                raise _broken(path, error) from None
-            self._files.update(dict.fromkeys(self._open[path].keys(), path))
+            found = _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
+            self._tensors |= found
+            self._files |= dict.fromkeys(found, path)
 
     def names(self) -> set[str]:
         """Of all files."""
@@ -52,60 +51,38 @@ class SafetensorsSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """From the header."""
-        return tuple(self._open[self._files[name]].get_slice(name).get_shape())
-
-    def file(self, name: str) -> str:
-        """Its path."""
-        return str(self._files[name])
-
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        """Reads only the slice."""
-        path = self._files[name]
-        try:
-            if index is None or not index:
-                return self._open[path].get_tensor(name)  # type: ignore[no-any-return]
-            return self._open[path].get_slice(name)[index]  # type: ignore[no-any-return]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _broken(path, error) from None
-
-
-class BinSource:
-    """`pytorch_model*.bin` files, mapped; only tensors are unpickled, no code runs."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._tensors: dict[str, Tensor] = {}
-        self._files: dict[str, Path] = {}
-        for path in files:
-            for name, tensor in _load_bin(path).items():
-                if isinstance(tensor, Tensor):
-                    self._tensors[name], self._files[name] = tensor, path
-
-    def names(self) -> set[str]:
-        """Of all files."""
-        return set(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Known without reading."""
-        return tuple(self._tensors[name].shape)
-
-    def file(self, name: str) -> str:
-        """Its path."""
-        return str(self._files[name])
-
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        """A view of the mapped file."""
         tensor = self._tensors[name]
-        return tensor if index is None else tensor[index]
+        return tuple(tensor.shape if isinstance(tensor, Tensor) else tensor.get_shape())
+
+    def file(self, name: str) -> str:
+        """Its path."""
+        return str(self._files[name])
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
+        """Reads only the slice."""
+        try:
+            return self._tensors[name][index]  # type: ignore[no-any-return]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _broken(self._files[name], error) from None
 
 
-def _load_bin(path: Path) -> dict[str, Any]:
+def _open_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        file: Any = safe_open(path, framework="pt", device="cpu")
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(path, error) from None
+
+
+def _open_bin(path: Path) -> dict[str, Tensor]:
+    """Only tensors are unpickled, no code runs."""
     try:
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler and its zip reader raise
         raise _broken(path, error) from None
     if not isinstance(loaded, dict):
         raise ModelFileError(f"{path} holds a {type(loaded).__name__}; a dictionary of tensors is wanted")
-    return loaded
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
 def _broken(path: Path, error: BaseException) -> ModelFileError:
@@ -123,7 +100,7 @@ def open_folder(folder: Path) -> TensorSource:
     if not files:
         raise ModelNotFound(f"{folder} has no weights: neither *.safetensors nor pytorch_model*.bin")
     _check_index(folder, files)
-    return SafetensorsSource(files) if files[0].suffix == ".safetensors" else BinSource(files)
+    return FolderSource(files)
 
 
 def _check_index(folder: Path, files: list[Path]) -> None:

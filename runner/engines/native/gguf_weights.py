@@ -75,7 +75,7 @@ class GgufSource:
         """The shard."""
         return str(self._tensors[name].file)
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
         """Only the wanted rows are read and dequantised: to float32 whatever is quantised."""
         shape = self.shape(name)
         *rows, columns = index or (slice(None),) * len(shape)

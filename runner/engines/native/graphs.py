@@ -80,7 +80,7 @@ class DecodeGraphs:
         self._sizes = graph_sizes(max_batch)
         self._replays: dict[int, Run] = {}
         self._can_capture = True
-        self._inputs = _Inputs(device, self._sizes[-1], -(-max_context // block_size), max_context)
+        self._inputs = _Inputs(device, self._sizes[-1], -(-max_context // block_size))
 
     def fits(self, plan: StepPlan) -> bool:
         """Whether `run` takes this step: one token a sequence, not too many, no longer than the context."""
@@ -127,8 +127,8 @@ class DecodeGraphs:
 class _Inputs:
     """The tensors that graphs read, and their twins in pinned memory: two copies a step."""
 
-    def __init__(self, device: torch.device, rows: int, width: int, max_context: int) -> None:
-        self.rows, self.width, self._max_context = rows, width, max_context
+    def __init__(self, device: torch.device, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
         self._longs = torch.zeros((3, rows), dtype=torch.int64, device=device)
         self._ints = torch.zeros(rows * (1 + width), dtype=torch.int32, device=device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
@@ -150,7 +150,6 @@ class _Inputs:
             block_tables=self._ints[self.rows :].view(self.rows, self.width)[:size],
             sample_rows=self._sample_rows[:size],
             max_query_len=1,
-            max_context_len=self._max_context,
         )
 
     def fill(self, plan: StepPlan, size: int) -> None:

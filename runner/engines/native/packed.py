@@ -27,8 +27,6 @@ from runner.engines.native.packed_formats import Codes, Layout, find_layout
 from runner.engines.native.quantize import GROUP_SIZES
 from runner.engines.native.weights import Fill, Located, Names, locate
 
-Index = tuple[slice, ...]
-
 
 def open_packed(source: TensorSource, config: dict[str, Any]) -> TensorSource:
     """`source` itself where config.json names no quantisation. Raises EngineStartFailed for one that is unknown."""
@@ -59,7 +57,7 @@ class PackedSource:
         """Of the packed tensor."""
         return self._source.file(name.removesuffix("weight") + self._layout.marker if name in self._packed else name)
 
-    def read(self, name: str, index: Index | None = None) -> Tensor:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
         """float32 of what is packed."""
         if name not in self._packed:
             return self._source.read(name, index)

@@ -10,6 +10,7 @@ Owns the layout only. The scheduler makes plans, the executor turns them into te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,3 +49,20 @@ class StepPlan:
     def num_sequences(self) -> int:
         """Sequences in the step."""
         return len(self.context_lens)
+
+    @staticmethod
+    def of_prompts(prompts: Sequence[Int32]) -> StepPlan:
+        """Whole prompts that own no blocks: without a cache, or while nobody else uses block 0 and what follows."""
+        lengths = [len(prompt) for prompt in prompts]
+        starts = np.cumsum([0, *lengths], dtype=np.int32)
+        positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+        return StepPlan(
+            token_ids=np.concatenate(prompts),
+            positions=positions,
+            slots=positions.copy(),
+            query_starts=starts,
+            context_lens=np.array(lengths, np.int32),
+            block_tables=np.zeros((len(prompts), 1), np.int32),
+            sample_rows=starts[1:] - 1,
+            copies=np.zeros((0, 2), np.int32),
+        )

@@ -44,10 +44,6 @@ class RankLayout(msgspec.Struct, frozen=True):
         """The rank that lives in this node's engine process."""
         return self.node * self.per_node
 
-    def local_of(self, rank: int) -> int:
-        """Number of a rank on its node: which GPU it takes."""
-        return rank % self.per_node
-
 
 def layout_of(spec: EngineSpec) -> RankLayout:
     """The layout that the flags say."""

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 QkvLayout = Literal["concat", "grouped"]
 """Rows of a fused attn.qkv: [q | k | v] or [kv_heads, q_per_kv + 2, head_dim] (InternLM2, Falcon; GPT-NeoX, BLOOM)."""
-Index = tuple[slice, ...]
 
 
 @dataclass(frozen=True)

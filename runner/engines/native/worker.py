@@ -225,15 +225,4 @@ class Worker:
 def dummy_plan(num_tokens: int, context_length: int) -> StepPlan:
     """Prompts of up to `context_length` zeros, `num_tokens` in all, without blocks: as many sequences as it takes."""
     lengths = [min(context_length, num_tokens - start) for start in range(0, num_tokens, context_length)]
-    starts = np.cumsum([0, *lengths], dtype=np.int32)
-    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-    return StepPlan(
-        token_ids=np.zeros(num_tokens, np.int32),
-        positions=positions,
-        slots=positions.copy(),
-        query_starts=starts,
-        context_lens=np.array(lengths, np.int32),
-        block_tables=np.zeros((len(lengths), 1), np.int32),
-        sample_rows=starts[1:] - 1,
-        copies=np.zeros((0, 2), np.int32),
-    )
+    return StepPlan.of_prompts([np.zeros(length, np.int32) for length in lengths])

@@ -31,7 +31,6 @@ class Batch:
     sample_rows: Tensor
     """[samples] int64"""
     max_query_len: int
-    max_context_len: int
     plan: StepPlan | None = None
     """The host's side; None inside CUDA graphs."""
     memo: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +56,5 @@ class Batch:
             block_tables=tensor(plan.block_tables, np.int32),
             sample_rows=tensor(plan.sample_rows, np.int64),
             max_query_len=int(np.diff(plan.query_starts).max(initial=0)),
-            max_context_len=int(plan.context_lens.max(initial=0)),
             plan=plan,
         )

@@ -7,7 +7,7 @@ connect tokens. Whatever fails the proof is refused with the reason.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -245,14 +245,6 @@ def _stated_window(config: Any, layer: int) -> int | None:
     return config.sliding_window if kinds and kinds[layer] == "sliding_attention" else None
 
 
-def _batch(prompts: Any, device: torch.device) -> Batch:
+def _batch(prompts: Sequence[Sequence[int]], device: torch.device) -> Batch:
     """A step of whole prompts, without a cache."""
-    lengths = [len(prompt) for prompt in prompts]
-    starts = np.cumsum([0, *lengths], dtype=np.int32)
-    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-    plan = StepPlan(
-        token_ids=np.concatenate(prompts).astype(np.int32), positions=positions, slots=positions, query_starts=starts,
-        context_lens=np.array(lengths, np.int32), block_tables=np.zeros((len(prompts), 1), np.int32),
-        sample_rows=starts[1:] - 1, copies=np.zeros((0, 2), np.int32),
-    )  # fmt: skip
-    return Batch.from_plan(plan, device)
+    return Batch.from_plan(StepPlan.of_prompts([np.array(prompt, np.int32) for prompt in prompts]), device)
