@@ -21,6 +21,7 @@ MEASUREMENTS: dict[str, str] = {
     "prefix_ttft": "second request with the same 2,000-token prefix",
     "native_cpu": "out=native on the CPU against transformers, vLLM and llama.cpp",
     "frontend_cpu": "the launcher's CPU per streamed token and per request",
+    "vllm_frontend": "out=vllm against vllm serve, its Python frontend and its Rust one",
     "gguf_vocab": "metadata and tokenizer of a 128k-token GGUF against gguf.GGUFReader",
     "guided_libraries": "compile and mask times of JSON schemas, llguidance against xgrammar",
     "startup": "--help, and a first answer from cold start",
@@ -32,7 +33,7 @@ MEASUREMENTS: dict[str, str] = {
     "soak": "half an hour of mixed load",
     "fresh_install": "make run on a fresh clone, with and without --prebuilt",
 }
-LONG = ("soak", "fresh_install", "native_cpu")
+LONG = ("soak", "fresh_install", "native_cpu", "vllm_frontend")
 """Only run when named, or with --all."""
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

@@ -6,6 +6,7 @@ Rivals come from the environment, never from known paths:
     LLAMA_CPP_PYTHON               a Python that can run `-m llama_cpp.server` (fastapi, uvicorn, sse-starlette ...)
     LLAMA_CPP_PYTHON_SITE          put on its PYTHONPATH, if llama_cpp is not installed in that Python
     VLLM_PYTHON                    a Python with vLLM, for its API server's CPU per token
+    VLLM_RS                        vLLM's Rust frontend, the program vllm-rs of its wheels from 0.33 on
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Rivals:
     llama_cpp_python: str | None = None
     llama_cpp_python_site: str | None = None
     vllm_python: str | None = None
+    vllm_rs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Settings:
 
 def read_rivals(environment: Mapping[str, str]) -> Rivals:
     """Rivals named by the environment. Raises SystemExit for a path that does not exist."""
-    names = ("LLAMA_SERVER", "LLAMA_BENCH", "LLAMA_CPP_PYTHON", "LLAMA_CPP_PYTHON_SITE", "VLLM_PYTHON")
+    names = ("LLAMA_SERVER", "LLAMA_BENCH", "LLAMA_CPP_PYTHON", "LLAMA_CPP_PYTHON_SITE", "VLLM_PYTHON", "VLLM_RS")
     found = {name: environment.get(name) or None for name in names}
     for name, path in found.items():
         if path is not None and not Path(path).exists():

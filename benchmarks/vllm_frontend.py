@@ -1,0 +1,186 @@
+"""out=vllm against `vllm serve`, with vLLM's Python frontend and with its Rust one, on the same EngineCore.
+
+The demo model (3M parameters), one engine process each (uni executor), the same engine flags and the same client; the
+frontends are what differs. Tokens a second, the frontend's own CPU per token, time to first token, its memory, and the
+time of a start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks import client
+from benchmarks.processes import cpu_s, rss_mb
+from benchmarks.quiet import undisturbed
+from benchmarks.row import Row, skipped
+from benchmarks.servers import Server, free_port, serve
+from benchmarks.settings import Settings
+from runner.bench.workload import Shape
+
+STREAMS = (1, 8, 32, 128)
+CONTEXT = 1024
+SHAPE = Shape(input_len=32, output_len=128)
+PYTHON, RUST = "vllm serve", "vllm-rs"
+SPEED_BARS = {PYTHON: 1.2, RUST: 0.97}
+CPU_BARS = {PYTHON: 1 / 2.5, RUST: 1.5}
+MEMORY_BAR_MB, START_BAR = 120.0, 0.6
+_ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One load on one server."""
+
+    tokens_per_s: float
+    cpu_us: float
+    """The frontend's own CPU per output token."""
+    ttft_ms: float
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Rows for each number of streams and each rival, then memory and start."""
+    python = settings.rivals.vllm_python
+    if python is None:
+        return [skipped("out=vllm against vllm serve", "-", "VLLM_PYTHON is not set: vLLM is not installed here")]
+    makers = _makers(settings, python)
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(make()) for make in makers.values()]
+        turns = {streams: _turns(servers, streams, settings) for streams in STREAMS}
+        memory = rss_mb(servers[0].process.pid)
+    rows = [row for streams in STREAMS for rival in SPEED_BARS for row in _rows(rival, streams, turns[streams])]
+    return [*rows, _memory(memory), _start(settings, makers)]
+
+
+def _makers(settings: Settings, python: str) -> dict[str, Callable[[], AbstractContextManager[Server]]]:
+    """How to start each server: ours first."""
+    from model_cards import presets
+
+    model = Path(presets.__file__).parent / "demo" / "hf"
+    makers: dict[str, Callable[[], AbstractContextManager[Server]]] = {
+        "llmrun": partial(_ours, settings, model, python),
+        PYTHON: partial(_theirs, PYTHON, [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model)], _flags()),
+    }
+    if settings.rivals.vllm_rs is not None:
+        binary = settings.rivals.vllm_rs
+        command = [binary, "serve", str(model), "--python", python, "--max-model-len", str(CONTEXT)]
+        makers[RUST] = partial(
+            _theirs, RUST, command, ["--disable-log-stats", "--", *_engine_flags()], {"VLLM_RUST_FRONTEND_PATH": binary}
+        )
+    return makers
+
+
+def _engine_flags() -> list[str]:
+    return ["--max-num-seqs", str(max(STREAMS)), "--enforce-eager", "--distributed-executor-backend", "uni"]
+
+
+def _flags() -> list[str]:
+    quiet = ["--disable-log-stats", "--disable-uvicorn-access-log"]
+    return ["--max-model-len", str(CONTEXT), *_engine_flags(), *quiet]
+
+
+def _theirs(
+    name: str, command: list[str], flags: list[str], env: dict[str, str] | None = None
+) -> AbstractContextManager[Server]:
+    port = free_port()
+    command = [*command, "--host", "127.0.0.1", "--port", str(port), *flags]
+    return serve(name, command, port, env={**_ENV, **(env or {})})
+
+
+def _ours(settings: Settings, model: Path, python: str) -> AbstractContextManager[Server]:
+    port = free_port()
+    command = [*settings.command, "in=http", "out=vllm", "--model-path", str(model), "--http-port", str(port)]
+    command += ["--engine-python", python, "--context-length", str(CONTEXT), "--max-running", str(max(STREAMS))]
+    return serve("llmrun", command, port, env=_ENV)
+
+
+def _turns(servers: list[Server], streams: int, settings: Settings) -> dict[str, list[Turn]]:
+    """A, B, C, A, B, C …: every server's loads of that many streams."""
+    found: dict[str, list[Turn]] = {server.name: [] for server in servers}
+    for server in servers:
+        client.measure(server, streams, streams, Shape(input_len=16, output_len=16), seed=1_000)
+    for repeat in range(settings.repeats):
+        for server in servers:
+            turn = partial(_turn, server, streams, repeat, num_rounds=1 if settings.is_quick else 3)
+            pids = [other.process.pid for other in servers]
+            found[server.name].append(turn() if settings.is_quick else undisturbed(turn, pids))
+    return found
+
+
+def _turn(server: Server, streams: int, seed: int, num_rounds: int) -> Turn:
+    before = cpu_s(server.process.pid)
+    point = client.measure(server, streams, max(6, streams) * num_rounds, SHAPE, seed=seed)
+    cpu = cpu_s(server.process.pid) - before
+    assert point.ttft_ms is not None
+    return Turn(point.output_tokens_per_s, cpu / point.output_tokens * 1e6, point.ttft_ms.p50)
+
+
+def _rows(rival: str, streams: int, turns: dict[str, list[Turn]]) -> list[Row]:
+    """Speed, CPU and first token against one rival."""
+    if rival not in turns:
+        return [skipped(f"{streams} streams against {rival}", "-", "VLLM_RS is not set: no Rust frontend here")]
+    ours, theirs = turns["llmrun"], turns[rival]
+    speed_bar = None if rival == PYTHON and streams < 32 else SPEED_BARS[rival]
+    return [
+        _row(f"{streams} streams, tokens/s, against {rival}", ours, theirs, "tokens_per_s", "tok/s", speed_bar),
+        _row(
+            f"{streams} streams, frontend CPU per token, against {rival}", ours, theirs, "cpu_us", "us", CPU_BARS[rival]
+        ),
+        _row(f"{streams} streams, time to first token p50, against {rival}", ours, theirs, "ttft_ms", "ms", 1.0),
+    ]
+
+
+def _row(what: str, ours: list[Turn], theirs: list[Turn], field: str, unit: str, bar: float | None) -> Row:
+    """More tokens a second are better, and less of everything else."""
+    mine, other = ([getattr(turn, field) for turn in turns] for turns in (ours, theirs))
+    ratio = client.median(mine) / client.median(other)
+    is_more_better = field == "tokens_per_s"
+    return Row(
+        what=what,
+        ours=client.spread_text(mine, unit),
+        rival=client.spread_text(other, unit),
+        ratio=f"{ratio:.2f}x",
+        bar="-" if bar is None else f"{'>=' if is_more_better else '<='} {bar:g}x",
+        is_met=None if bar is None else (ratio >= bar if is_more_better else ratio <= bar),
+    )
+
+
+def _memory(megabytes: float) -> Row:
+    bar = f"<= {MEMORY_BAR_MB:g} MB"
+    what = "launcher memory (RSS) with out=vllm, after the loads"
+    return Row(what=what, ours=f"{megabytes:.0f} MB", bar=bar, is_met=megabytes <= MEMORY_BAR_MB)
+
+
+def _start(settings: Settings, makers: dict[str, Callable[[], AbstractContextManager[Server]]]) -> Row:
+    """From the command to a healthy server; the files are in the page cache by now."""
+    walls: dict[str, list[float]] = {"llmrun": [], PYTHON: []}
+    for _ in range(min(settings.repeats, 3)):
+        for name, found in walls.items():
+            found.append(_start_s(makers[name]))
+    ratio = client.median(walls["llmrun"]) / client.median(walls[PYTHON])
+    return Row(
+        what="start to the first healthy answer, warm cache",
+        ours=client.spread_text(walls["llmrun"], "s"),
+        rival=client.spread_text(walls[PYTHON], "s"),
+        ratio=f"{ratio:.2f}x",
+        bar=f"<= {START_BAR:g}x",
+        is_met=ratio <= START_BAR,
+    )
+
+
+def _start_s(make: Callable[[], AbstractContextManager[Server]]) -> float:
+    begin = time.monotonic()
+    with make():
+        return time.monotonic() - begin
