@@ -39,7 +39,7 @@ class PackedSource:
 
     def __init__(self, source: TensorSource, layout: Layout) -> None:
         self._source, self._layout = source, layout
-        suffix = "." + layout.marker
+        suffix = "." + layout.weight
         self._names = source.names()
         self._packed = {name.removesuffix(suffix) + ".weight" for name in self._names if name.endswith(suffix)}
 
@@ -55,7 +55,7 @@ class PackedSource:
 
     def file(self, name: str) -> str:
         """Of the packed tensor."""
-        return self._source.file(name.removesuffix("weight") + self._layout.marker if name in self._packed else name)
+        return self._source.file(name.removesuffix("weight") + self._layout.weight if name in self._packed else name)
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
         """float32 of what is packed."""

@@ -1,14 +1,14 @@
 """How AWQ, GPTQ and compressed-tensors pack integer weights, and what a config.json says about it.
 
 Owns bit order, zero offsets and tensor names of each format; gives plain integers (Codes). Formulas: AutoAWQ's
-WQLinear_GEMM, AutoGPTQ's QuantLinear (w = (q - zero) * scale[g_idx], version 1 stores zero - 1), compressed-tensors'
-pack_to_int32. All pack into little-endian int32 words, lowest bits first.
+WQLinear_GEMM, AutoGPTQ's QuantLinear (w = (q - zero) * scale[g_idx]), compressed-tensors' pack_to_int32. All pack into
+little-endian int32 words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from runner.engines.native.checkpoint import TensorSource
 from runner.engines.native.layers.quantized_ops import unpack_nibbles
 from runner.errors import EngineStartFailed
 
-_AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where columns 0..7 are in a word: nibble i holds column (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
 _ELSE = (
     "out=llamacpp runs the model as a GGUF file; --quantize makes int8 or int4 of a checkpoint that is not quantised"
 )
@@ -44,121 +42,108 @@ class Codes:
         return replace(self, q=self.q[rows], scales=self.scales[rows], zeros=self.zeros[rows])
 
 
-class Layout(Protocol):
-    """One format. `base` is a module's name in the checkpoint."""
+@dataclass(frozen=True)
+class Layout:
+    """One format: what it calls its tensors, behind a module's name (`base`), and how they lie."""
 
-    @property
-    def marker(self) -> str:
-        """The tensor that every packed module has."""
+    weight: str
+    """Packed, [out, in]; every packed module has it."""
+    scales: str
+    """[out, groups]"""
+    zeros: str
+    """Packed, [out, groups]; several rows share a word."""
+    group_of: str | None = None
+    """[in]; where there is no such tensor groups are equal runs of columns."""
+    shape_name: str | None = None
+    """The tensor that says [out, in]; None where the packed shape tells it."""
+    bits: int | None = None
+    """None where the shapes tell it: config.json may give several groups of modules."""
+    is_transposed: bool = True
+    """All is stored [in, out] and [groups, out]."""
+    packs_rows: bool = False
+    """A word of the weight holds several rows, not several columns."""
+    order: tuple[int, ...] | None = None
+    """Which nibble of a word holds each of 8 values; None for lowest bits first."""
+    zero_offset: int = 0
+    """Added to stored zeros."""
+    has_zeros: bool = True
+    """Always; else without them the zero is 2^(bits - 1)."""
 
     def shape(self, source: TensorSource, base: str) -> tuple[int, int]:
         """[out, in]"""
+        if self.shape_name is not None:
+            out, width = source.read(f"{base}.{self.shape_name}").tolist()
+            return int(out), int(width)
+        assert self.bits is not None
+        (out, width), values = self._packed_shape(source, base), 32 // self.bits
+        return (out * values, width) if self.packs_rows else (out, width * values)
 
     def read(self, source: TensorSource, base: str, rows: slice, columns: slice) -> Codes:
         """Rows (out) and columns (in), both with start and stop. Raises ModelFileError."""
-
-
-@dataclass(frozen=True)
-class Gptq:
-    """qweight int32 [in / n, out], qzeros int32 [groups, out / n], scales [groups, out], g_idx [in]."""
-
-    bits: int
-    zero_offset: int
-    """Added to stored zeros: 1 in version 1 of the format."""
-    marker: str = "qweight"
-
-    def shape(self, source: TensorSource, base: str) -> tuple[int, int]:
-        """See Layout."""
-        words, out = _two(source, f"{base}.qweight")
-        return out, words * 32 // self.bits
-
-    def read(self, source: TensorSource, base: str, rows: slice, columns: slice) -> Codes:
-        """See Layout."""
-        words, inner = _words(columns, self.bits)
-        q = unpack(source.read(f"{base}.qweight", (words, rows)).t(), self.bits)[:, inner]
-        words, inner = _words(rows, self.bits)
-        everything = slice(None)
-        zeros = unpack(source.read(f"{base}.qzeros", (everything, words)), self.bits)[:, inner].t().to(torch.int16)
-        zeros = (zeros + self.zero_offset) & (2**self.bits - 1)
-        scales = source.read(f"{base}.scales", (everything, rows)).t().float()
-        width = self.shape(source, base)[1]
-        return Codes(self.bits, q, scales, zeros, _groups(source, f"{base}.g_idx", columns, width, scales.shape[1]))
-
-
-@dataclass(frozen=True)
-class Awq:
-    """qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], scales [groups, out]."""
-
-    marker: str = "qweight"
-
-    def shape(self, source: TensorSource, base: str) -> tuple[int, int]:
-        """See Layout."""
-        width, words = _two(source, f"{base}.qweight")
-        return words * 8, width
-
-    def read(self, source: TensorSource, base: str, rows: slice, columns: slice) -> Codes:
-        """See Layout."""
-        words, inner = _words(rows, 4)
-        everything = slice(None)
-        q = self._unpack(source.read(f"{base}.qweight", (columns, words)))[inner]
-        scales = source.read(f"{base}.scales", (everything, rows)).t().float()
-        if f"{base}.qzeros" in source.names():
-            zeros = self._unpack(source.read(f"{base}.qzeros", (everything, words)))[inner].to(torch.int16)
+        bits, groups = self.bits or self._find_bits(source, base), slice(None)
+        q = self._unpacked(source, f"{base}.{self.weight}", rows, columns, bits, self.packs_rows)
+        scales = self._stored(source, f"{base}.{self.scales}", rows, groups).float()
+        name = f"{base}.{self.zeros}"
+        if self.has_zeros or name in source.names():
+            zeros = self._unpacked(source, name, rows, groups, bits, True).to(torch.int16)
+            zeros = (zeros + self.zero_offset) & (2**bits - 1)
         else:
-            zeros = torch.full(scales.shape, 8, dtype=torch.int16)
-        width = self.shape(source, base)[1]
-        return Codes(4, q, scales, zeros, _groups(source, None, columns, width, scales.shape[1]))
+            zeros = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.int16)
+        return Codes(bits, q, scales, zeros, self._groups(source, base, columns, scales.shape[1]))
 
-    def _unpack(self, words: Tensor) -> Tensor:
-        """[n, out / 8] -> uint8 [out, n]"""
-        values = unpack(words, 4).view(len(words), -1, 8)[..., list(_AWQ_COLUMNS)]
-        return values.reshape(len(words), -1).t()
+    def _packed_shape(self, source: TensorSource, base: str) -> tuple[int, int]:
+        name = f"{base}.{self.weight}"
+        shape = source.shape(name)
+        if len(shape) != 2:
+            raise ModelFileError(
+                f"tensor {name} in {source.file(name)} has shape {list(shape)}; two dimensions are wanted"
+            )
+        return shape[::-1] if self.is_transposed else shape
 
-
-@dataclass(frozen=True)
-class CompressedTensors:
-    """weight_packed int32 [out, ceil(in / n)], weight_scale [out, groups], weight_shape, weight_g_idx [in]; where it is
-    asymmetric weight_zero_point int32 [ceil(out / n), groups]. Values are stored plus 2^(bits - 1)."""
-
-    marker: str = "weight_packed"
-
-    def shape(self, source: TensorSource, base: str) -> tuple[int, int]:
-        """See Layout."""
-        out, width = source.read(f"{base}.weight_shape").tolist()
-        return int(out), int(width)
-
-    def read(self, source: TensorSource, base: str, rows: slice, columns: slice) -> Codes:
-        """See Layout."""
-        bits = self._bits(source, base)
-        words, inner = _words(columns, bits)
-        q = unpack(source.read(f"{base}.weight_packed", (rows, words)), bits)[:, inner]
-        scales = source.read(f"{base}.weight_scale", (rows, slice(None))).float()
-        zeros = self._zeros(source, base, rows, bits, scales)
-        width = self.shape(source, base)[1]
-        return Codes(bits, q, scales, zeros, _groups(source, f"{base}.weight_g_idx", columns, width, scales.shape[1]))
-
-    def _bits(self, source: TensorSource, base: str) -> int:
-        """From the shapes: config.json may give several groups of modules."""
-        name, width = f"{base}.weight_packed", self.shape(source, base)[1]
-        words = _two(source, name)[1]
+    def _find_bits(self, source: TensorSource, base: str) -> int:
+        width, words = self.shape(source, base)[1], self._packed_shape(source, base)[1]
         for bits in (4, 8):
             if words == -(-width * bits // 32):
                 return bits
+        name = f"{base}.{self.weight}"
         raise ModelFileError(f"tensor {name} in {source.file(name)} has {words:,} words for {width:,} columns; that is "
                              f"neither 4 nor 8 bits a weight: {_ELSE}")  # fmt: skip
 
-    def _zeros(self, source: TensorSource, base: str, rows: slice, bits: int, scales: Tensor) -> Tensor:
-        name = f"{base}.weight_zero_point"
-        if name not in source.names():
-            return torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.int16)
-        words, inner = _words(rows, bits)
-        return unpack(source.read(name, (words, slice(None))).t(), bits)[:, inner].t().to(torch.int16)
+    def _groups(self, source: TensorSource, base: str, columns: slice, num_groups: int) -> Tensor:
+        """The group of each column; of equal runs the last one may be short."""
+        name = f"{base}.{self.group_of}"
+        if name in source.names():
+            stored = source.read(name, (columns,)).long()
+            if not (stored < 0).any():
+                return stored
+        return torch.arange(columns.start, columns.stop) // -(-self.shape(source, base)[1] // num_groups)
+
+    def _stored(self, source: TensorSource, name: str, rows: slice, columns: slice) -> Tensor:
+        return source.read(name, (columns, rows)).t() if self.is_transposed else source.read(name, (rows, columns))
+
+    def _unpacked(
+        self, source: TensorSource, name: str, rows: slice, columns: slice, bits: int, by_rows: bool
+    ) -> Tensor:
+        """uint8 [rows, columns]"""
+        words, inner = _words(rows if by_rows else columns, bits)
+        if by_rows:
+            return self._unpack(self._stored(source, name, words, columns).t(), bits)[:, inner].t()
+        return self._unpack(self._stored(source, name, rows, words), bits)[:, inner]
+
+    def _unpack(self, words: Tensor, bits: int) -> Tensor:
+        """int32 [a, b] -> uint8 [a, b * 32 / bits]"""
+        octets = words.contiguous().view(torch.uint8)
+        values = unpack_nibbles(octets) if bits == 4 else octets
+        return values if self.order is None else values.view(len(values), -1, 8)[..., list(self.order)].flatten(1)
 
 
-def unpack(words: Tensor, bits: int) -> Tensor:
-    """int32 [a, b] -> uint8 [a, b * 32 / bits]"""
-    octets = words.contiguous().view(torch.uint8)
-    return unpack_nibbles(octets) if bits == 4 else octets
+_AWQ = Layout("qweight", "scales", "qzeros", bits=4, packs_rows=True, order=(0, 4, 1, 5, 2, 6, 3, 7), has_zeros=False)
+"""Nibble i of a word holds row (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
+_GPTQ = Layout("qweight", "scales", "qzeros", group_of="g_idx")
+_COMPRESSED_TENSORS = Layout(
+    "weight_packed", "weight_scale", "weight_zero_point", group_of="weight_g_idx", shape_name="weight_shape",
+    is_transposed=False, has_zeros=False,
+)  # fmt: skip
 
 
 def _words(part: slice, bits: int) -> tuple[slice, slice]:
@@ -166,22 +151,6 @@ def _words(part: slice, bits: int) -> tuple[slice, slice]:
     n = 32 // bits
     first = part.start // n
     return slice(first, -(-part.stop // n)), slice(part.start - first * n, part.stop - first * n)
-
-
-def _groups(source: TensorSource, name: str | None, columns: slice, width: int, num_groups: int) -> Tensor:
-    """The group of each column: as stored, else equal runs (the last one may be short)."""
-    if name is not None and name in source.names():
-        stored = source.read(name, (columns,)).long()
-        if not (stored < 0).any():
-            return stored
-    return torch.arange(columns.start, columns.stop) // -(-width // num_groups)
-
-
-def _two(source: TensorSource, name: str) -> tuple[int, int]:
-    shape = source.shape(name)
-    if len(shape) != 2:
-        raise ModelFileError(f"tensor {name} in {source.file(name)} has shape {list(shape)}; two dimensions are wanted")
-    return shape
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -210,7 +179,7 @@ def _allow(what: str, got: Any, *allowed: Any) -> None:
 def _awq(stated: dict[str, Any]) -> Layout:
     _allow("AWQ's bits", stated.get("bits", stated.get("w_bit")), 4)
     _allow("AWQ's version", str(stated.get("version", "gemm")).lower(), "gemm")
-    return Awq()
+    return _AWQ
 
 
 def _gptq(stated: dict[str, Any]) -> Layout:
@@ -219,7 +188,7 @@ def _gptq(stated: dict[str, Any]) -> Layout:
     _allow("GPTQ's checkpoint_format", form, "gptq", "gptq_v2")
     for pattern, changes in (stated.get("dynamic") or {}).items():
         _allow(f"GPTQ's bits of {pattern}", (changes or {}).get("bits", bits), bits)
-    return Gptq(int(bits or 0), 1 if form == "gptq" else 0)
+    return replace(_GPTQ, bits=bits, zero_offset=1 if form == "gptq" else 0)  # version 1 stores zero - 1
 
 
 def _compressed_tensors(stated: dict[str, Any]) -> Layout:
@@ -231,4 +200,4 @@ def _compressed_tensors(stated: dict[str, Any]) -> Layout:
         _allow(f"type of {name}", weights.get("type", "int"), "int")
         _allow(f"strategy of {name}", weights.get("strategy"), "group", "channel")
         _allow(f"input_activations of {name}", group.get("input_activations"), None)
-    return CompressedTensors()
+    return _COMPRESSED_TENSORS
