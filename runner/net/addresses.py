@@ -53,6 +53,17 @@ def parse_address(text: str) -> Address:
     return Address(parts[0], parts[1], "_".join(parts[2:]))
 
 
+def parse_host_port(text: str) -> tuple[str, int]:
+    """`host:port` or `[IPv6]:port` of another machine's record. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or len(host) > 255 or not host.isprintable() or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ValueError(f"{text[:100]!r} is no host:port")
+    if not 0 < int(port) < 1 << 16:
+        raise ValueError(f"{text[:100]!r}: a port is a number from 1 to 65535")
+    return host, int(port)
+
+
 def slugify(text: str) -> str:
     """Dynamo's rule (lib/runtime/src/slug.rs)."""
     return re.sub(r"[^a-z0-9_-]", "_", text.lower()).lstrip("_")

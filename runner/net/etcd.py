@@ -10,22 +10,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import json
 import logging
 import os
 import random
 import ssl
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
+from runner.net.etcd_answers import Authenticated, Found, Granted, Kept, Life, Watched, Written, decode_answer
 from runner.net.store import LEASE_S, Change, Entry, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
-_MAX_LINE_BYTES = 64 << 20
+_MAX_ANSWER_BYTES = 64 << 20
+T = TypeVar("T")
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 2.0
 
 
@@ -50,7 +51,8 @@ class EtcdStore:
 
     async def grant(self) -> int:
         """A lease's id."""
-        return int((await self.call("/lease/grant", {"TTL": str(max(2, round(self.lease_s)))}))["ID"])
+        body = {"TTL": str(max(2, round(self.lease_s)))}
+        return int((await self.call("/lease/grant", body, Granted)).ID)
 
     async def close(self) -> None:
         """See Store."""
@@ -63,17 +65,17 @@ class EtcdStore:
         """A lease that is over."""
         self._leases.discard(lease)
 
-    async def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One call, at the first endpoint that answers. Raises StoreUnavailable."""
+    async def call(self, path: str, body: dict[str, Any], answer: type[T]) -> T:
+        """One call, at the first endpoint that answers what is an `answer`. Raises StoreUnavailable."""
         why: object = None
         for _ in self._endpoints:
             try:
                 async with self._post(path, body, aiohttp.ClientTimeout(total=_TIMEOUT_S)) as response:
-                    answer = await response.json(content_type=None)
-                    if response.status == 200 and isinstance(answer, dict) and "error" not in answer:
-                        return answer
-                    why = f"{response.status} {answer}"
-                    if response.status == 401 or "auth" in str(answer):
+                    data = await _read(response)
+                    if response.status == 200:
+                        return decode_answer(data, answer)
+                    why = f"{response.status} {data[:500].decode(errors='replace')}"
+                    if response.status == 401 or "auth" in why:
                         self._token = None
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 why = repr(error)
@@ -91,7 +93,7 @@ class EtcdStore:
         if user and self._token is None:
             login = {"name": user, "password": os.environ.get("ETCD_AUTH_PASSWORD", "")}
             async with self._session.post(f"{url}/auth/authenticate", json=login, timeout=timeout) as response:
-                self._token = (await response.json(content_type=None)).get("token")
+                self._token = decode_answer(await _read(response), Authenticated).token
         headers = {"Authorization": self._token} if self._token else {}
         async with self._session.post(url + path, json=body, headers=headers, timeout=timeout) as response:
             yield response
@@ -119,7 +121,7 @@ class EtcdStore:
                         else:
                             known[change.key] = change.value
                         yield change
-            except (StoreUnavailable, aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
+            except (StoreUnavailable, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 logger.debug("watch on %s: %r", prefix, error)
             self._at += 1
             await asyncio.sleep(pause_s * (0.5 + random.random()))
@@ -127,47 +129,56 @@ class EtcdStore:
 
     async def entries(self, prefix: str) -> list[Entry]:
         """See Store."""
+        found = await self.call("/kv/range", _interval(prefix), Found)
+        ages = {lease: await self._age(lease) for lease in {kv.lease for kv in found.kvs}}
         try:
-            found = (await self.call("/kv/range", _interval(prefix))).get("kvs", [])
-            ages = {lease: await self._age(lease) for lease in {kv.get("lease", "0") for kv in found}}
-            return [
-                Entry(_text(kv["key"]), base64.b64decode(kv.get("value", "")), *ages[kv.get("lease", "0")])
-                for kv in found
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return [Entry(kv.name, kv.data, *ages[kv.lease]) for kv in found.kvs]
+        except ValueError as error:
             raise StoreUnavailable(f"{self.where} gives what is no answer: {error!r}") from error
 
     async def _age(self, lease: str) -> tuple[float | None, float | None]:
         """A lease's length and how long ago it was renewed, in seconds."""
         if lease == "0":
             return None, None
-        answer = await self.call("/lease/timetolive", {"ID": lease})
-        granted, left = int(answer.get("grantedTTL", 0)), int(answer.get("TTL", 0))
-        return float(granted), float(max(0, granted - left))
+        life = await self.call("/lease/timetolive", {"ID": lease}, Life)
+        return float(life.grantedTTL), float(max(0, int(life.grantedTTL) - int(life.TTL)))
 
     async def _range(self, prefix: str) -> tuple[int, dict[str, bytes]]:
-        answer = await self.call("/kv/range", _interval(prefix))
-        found = {_text(kv["key"]): base64.b64decode(kv.get("value", "")) for kv in answer.get("kvs", [])}
-        return int(answer["header"]["revision"]), found
+        answer = await self.call("/kv/range", _interval(prefix), Found)
+        return int(answer.header.revision), {kv.name: kv.data for kv in answer.kvs if kv.name.startswith(prefix)}
 
     async def _events(self, prefix: str, revision: int) -> AsyncGenerator[Change, None]:
         """Changes from a revision on; ends or raises when the stream breaks."""
         body = {"create_request": {**_interval(prefix), "start_revision": str(revision), "progress_notify": True}}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S)
         async with self._post("/watch", body, timeout) as response:
-            waiting = b""
+            lines = _Lines()
             async for chunk in response.content.iter_any():  # readline() is limited to 64 KiB
-                *lines, waiting = (waiting + chunk).split(b"\n")
-                if len(waiting) > _MAX_LINE_BYTES:
-                    raise ValueError("a line of the watch is too long")
-                for line in filter(None, lines):
-                    result = json.loads(line)["result"]
-                    if result.get("canceled"):
+                for line in lines.feed(chunk):
+                    result = decode_answer(line, Watched).result
+                    if result.canceled:
                         return
-                    for event in result.get("events", []):
-                        is_gone = event.get("type") == "DELETE"
-                        value = None if is_gone else base64.b64decode(event["kv"].get("value", ""))
-                        yield Change(_text(event["kv"]["key"]), value)
+                    for event in result.events:
+                        if event.kv.name.startswith(prefix):
+                            yield Change(event.kv.name, None if event.type == "DELETE" else event.kv.data)
+
+
+class _Lines:
+    """Bytes in as they come, whole lines out."""
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Raises ValueError for a line that is too long."""
+        self._waiting += chunk
+        if b"\n" not in chunk:
+            if len(self._waiting) > _MAX_ANSWER_BYTES:
+                raise ValueError("a line of the watch is too long")
+            return []
+        *lines, rest = bytes(self._waiting).split(b"\n")
+        self._waiting = bytearray(rest)
+        return [line for line in lines if line]
 
 
 class EtcdLease:
@@ -188,7 +199,7 @@ class EtcdLease:
 
     async def _put(self, key: str, value: bytes) -> None:
         data = {"key": _b64(key.encode()), "value": _b64(value), "lease": str(self._current)}
-        await self._store.call("/kv/put", data)
+        await self._store.call("/kv/put", data, Written)
 
     async def _keep_alive(self) -> None:
         pause_s = self._store.lease_s / 3
@@ -196,16 +207,14 @@ class EtcdLease:
             await asyncio.sleep(pause_s)
             pause_s = self._store.lease_s / 3
             try:
-                answer = await self._store.call("/lease/keepalive", {"ID": str(self._current)})
-                if int(answer.get("result", {}).get("TTL", 0)) <= 0:
+                answer = await self._store.call("/lease/keepalive", {"ID": str(self._current)}, Kept)
+                if int(answer.result.TTL) <= 0:
                     self._current = await self._store.grant()
                     for key, value in self._values.items():
                         await self._put(key, value)
             except StoreUnavailable as error:
                 logger.debug("keep-alive: %s", error)
                 pause_s = min(1.0, pause_s)
-            except (ValueError, KeyError) as error:
-                logger.warning("keep-alive: %r", error)
 
     async def revoke(self) -> None:
         """See Lease."""
@@ -215,7 +224,7 @@ class EtcdLease:
         self._task.cancel()
         await asyncio.wait({self._task})
         with contextlib.suppress(StoreUnavailable):
-            await self._store.call("/lease/revoke", {"ID": str(self._current)})
+            await self._store.call("/lease/revoke", {"ID": str(self._current)}, Written)
         self._store.forget(self)
 
 
@@ -239,5 +248,11 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _text(data: str) -> str:
-    return base64.b64decode(data).decode(errors="replace")
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The whole answer. Raises ValueError when it is too long."""
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > _MAX_ANSWER_BYTES:
+            raise ValueError("an answer of etcd is too long")
+    return bytes(data)

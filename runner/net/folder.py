@@ -72,7 +72,9 @@ class FolderStore:
             key = unquote(entry.name)
             if entry.name.startswith(".") or not key.startswith(prefix):
                 continue
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # one that cannot be read hides no other
+                if not entry.is_file():
+                    continue
                 status = entry.stat()
                 if now - status.st_mtime > self.lease_s or status.st_size > _MAX_VALUE_BYTES:
                     continue

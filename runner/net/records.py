@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
 
-from runner.net.addresses import Address
+from runner.net.addresses import Address, parse_host_port
 
 Codec = Literal["json", "msgpack"]
 Plane = Literal["tcp", "nats_tcp"]
 INSTANCES, CARDS = "v1/instances/", "v1/mdc/"
+_MAX_TARGET = 1024
+_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,200}")
+_SUBJECT = re.compile(r"[^\s*>\x00-\x1f\x7f]+")
+"""Of NATS; no wildcards."""
 
 
 class RecordError(Exception):
@@ -63,12 +68,26 @@ def decode_instance(key: str, value: bytes) -> Instance:
     transport = record.get("transport")
     codec = record.get("request_plane_codec", "json")
     if not isinstance(transport, dict) or len(transport) != 1 or codec not in ("json", "msgpack"):
-        raise RecordError(f"{key}: transport {transport!r} with codec {codec!r} is not known here")
+        raise RecordError(f"{key}: its transport, or its codec, is not known here")
     plane, target = next(iter(transport.items()))
-    if plane not in ("tcp", "nats_tcp") or not isinstance(target, str):
-        raise RecordError(f"{key}: request plane {plane!r} is not known here; tcp and nats_tcp are")
+    if plane not in ("tcp", "nats_tcp"):
+        raise RecordError(f"{key}: request plane {plane[:40]!r} is not known here; tcp and nats_tcp are")
+    _check_target(key, plane, target)
     address, instance_id = _whose(key, record)
     return Instance(address=address, id=instance_id, plane=plane, target=target, codec=codec)
+
+
+def _check_target(key: str, plane: str, target: Any) -> None:
+    """An address that can be asked. Raises RecordError."""
+    if not isinstance(target, str) or not 0 < len(target) <= _MAX_TARGET:
+        raise RecordError(f"{key}: its address is no text of at most {_MAX_TARGET} characters")
+    try:
+        if plane == "tcp":
+            parse_host_port(target.removeprefix("tcp://").partition("/")[0])
+        elif not _SUBJECT.fullmatch(target):
+            raise ValueError(f"{target[:100]!r} is no subject")
+    except ValueError as error:
+        raise RecordError(f"{key}: {error}") from None
 
 
 def encode_card(address: Address, instance_id: int, card: dict[str, Any]) -> bytes:
@@ -97,7 +116,7 @@ def decode_card(key: str, value: bytes) -> tuple[Address, int, dict[str, Any]]:
 def _record(key: str, value: bytes) -> dict[str, Any]:
     try:
         record = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{key}: not JSON: {error}") from None
     if not isinstance(record, dict):
         raise RecordError(f"{key}: not a JSON object")
@@ -107,6 +126,8 @@ def _record(key: str, value: bytes) -> dict[str, Any]:
 def _whose(key: str, record: dict[str, Any]) -> tuple[Address, int]:
     parts = [record.get(name) for name in ("namespace", "component", "endpoint")]
     instance_id = record.get("instance_id")
-    if not all(isinstance(part, str) for part in parts) or not isinstance(instance_id, int):
-        raise RecordError(f"{key}: namespace, component, endpoint or instance_id is missing")
+    if not all(isinstance(part, str) and _NAME.fullmatch(part) for part in parts):
+        raise RecordError(f"{key}: namespace, component or endpoint is missing, or no name")
+    if type(instance_id) is not int or not 0 <= instance_id < 1 << 64:
+        raise RecordError(f"{key}: instance_id is missing, or no number of 64 bits")
     return Address(*(str(part) for part in parts)), instance_id
