@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -23,7 +24,7 @@ from runner.net.records import RecordError
 from runner.types import EngineInfo
 
 _MAX_FILE_BYTES = 256 << 20
-_MAX_FILES = 64
+_MAX_FILES, _MAX_TOTAL_BYTES, _MAX_NAME_BYTES = 64, 512 << 20, 200
 _FETCH_S = 60.0
 _SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 
@@ -47,8 +48,9 @@ class OwnCard(msgspec.Struct, frozen=True, kw_only=True):
 class CardServer:
     """The worker's HTTP server for the files of one card."""
 
-    def __init__(self, card: ModelCard, info: EngineInfo) -> None:
+    def __init__(self, card: ModelCard, info: EngineInfo, *, migration_limit: int = 0) -> None:
         self._card, self._info = card, info
+        self._migration_limit = migration_limit
         self._files: dict[str, bytes] = {}
         self._runner: web.AppRunner | None = None
 
@@ -71,7 +73,7 @@ class CardServer:
     def _card_json(self, base: str) -> dict[str, Any]:
         card = self._card
         files = {
-            name: CardFile(url=base + name, blake3=blake3(data).hexdigest(), size=len(data))
+            name: CardFile(url=base + quote(name, safe=""), blake3=blake3(data).hexdigest(), size=len(data))
             for name, data in self._files.items()
         }
         own = OwnCard(card=_portable(card).to_json(), info=self._info, files=files)
@@ -81,7 +83,7 @@ class CardServer:
             **_dynamo_files(card, files),
             "context_length": self._info.context_length or card.context_length,
             "kv_cache_block_size": card.kv_cache_block_size,
-            "migration_limit": 0,
+            "migration_limit": self._migration_limit,
             "model_type": "Chat | Completions",
             "model_input": "Tokens",
             "user_data": {"llmrun": msgspec.to_builtins(own)},
@@ -143,9 +145,22 @@ def read_own_card(card_json: dict[str, Any]) -> OwnCard | None:
         own = msgspec.convert(data, OwnCard)
     except msgspec.ValidationError as error:
         raise RecordError(f"the worker's card is of another version of llmrun: {error}") from None
-    if len(own.files) > _MAX_FILES:
-        raise RecordError(f"the worker's card names {len(own.files)} files; at most {_MAX_FILES} are taken")
+    total = sum(file.size for file in own.files.values())
+    if len(own.files) > _MAX_FILES or total > _MAX_TOTAL_BYTES:
+        raise RecordError(
+            f"the worker's card names {len(own.files)} files of {total} bytes; "
+            f"at most {_MAX_FILES} of {_MAX_TOTAL_BYTES} bytes are taken"
+        )
+    for name, file in own.files.items():
+        if not _is_plain(name) or not 0 <= file.size <= _MAX_FILE_BYTES:
+            raise RecordError(f"the worker's card names a file {name[:100]!r} of {file.size} bytes, which is not taken")
     return own
+
+
+def _is_plain(name: str) -> bool:
+    """A file's name that means the same on every system, and no path."""
+    is_short = 0 < len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
+    return is_short and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")
 
 
 async def fetch_card(own: OwnCard, folder: Path) -> ModelCard:
@@ -164,15 +179,17 @@ async def fetch_card(own: OwnCard, folder: Path) -> ModelCard:
 
 
 async def _fetch(name: str, file: CardFile, folder: Path) -> None:
-    if Path(name).name != name or name.startswith(".") or file.size > _MAX_FILE_BYTES:
-        raise RecordError(f"the worker's card names a file {name!r} of {file.size} bytes, which is not taken")
+    if not _is_plain(name) or not 0 <= file.size <= _MAX_FILE_BYTES:
+        raise RecordError(f"the worker's card names a file {name[:100]!r} of {file.size} bytes, which is not taken")
     path = folder / name
     if path.exists() and await asyncio.to_thread(_digest, path) == file.blake3:
         return
     try:
         timeout = aiohttp.ClientTimeout(total=_FETCH_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(file.url) as response:
-            response.raise_for_status()
+        session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+        async with session, session.get(file.url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise ValueError(f"HTTP {response.status}")
             data = bytearray()
             async for chunk in response.content.iter_any():
                 data += chunk

@@ -6,7 +6,8 @@ Between two llmrun the field `llmrun` holds what Dynamo's fields cannot say, so 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +22,11 @@ DYNAMO_CAPABILITIES = (
     "min_tokens", "guided.json_schema", "guided.regex", "guided.grammar", "guided.choice",
 )  # fmt: skip
 """What can be asked of a worker that says nothing about itself."""
+
+
+_MAX_ID = 2**31 - 1
+_Positive = Annotated[int, msgspec.Meta(ge=1, le=_MAX_ID)]
+_NotNegative = Annotated[int, msgspec.Meta(ge=0, le=_MAX_ID)]
 
 
 class _Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -90,17 +96,25 @@ def decode_request(body: Any, request_id: str, room: int) -> TokenRequest:
         else:
             extra = _Extra(sampling=_decode_sampling(body))
         max_tokens = stop.get("max_tokens")
+        _check_ids(token_ids, stops)
         return TokenRequest(
             id=request_id,
             token_ids=token_ids,
             sampling=extra.sampling,
-            max_tokens=max(1, room - len(token_ids)) if max_tokens is None else msgspec.convert(max_tokens, int),
-            min_tokens=msgspec.convert(stop.get("min_tokens") or 0, int),
+            max_tokens=max(1, room - len(token_ids)) if max_tokens is None else msgspec.convert(max_tokens, _Positive),
+            min_tokens=msgspec.convert(stop.get("min_tokens") or 0, _NotNegative),
             stop_token_ids=tuple(dict.fromkeys(stops)),
             adapter=extra.adapter,
         )
-    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-        raise RequestError(f"the request cannot be read: {error!r}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RequestError(f"the request cannot be read: {error!r:.500}") from None
+
+
+def _check_ids(*several: Sequence[int]) -> None:
+    """Whether they are in the vocabulary is the engine's to say. Raises ValueError."""
+    for ids in several:
+        if ids and not (min(ids) >= 0 and max(ids) <= _MAX_ID):
+            raise ValueError(f"token ids are numbers from 0 to {_MAX_ID}")
 
 
 def _decode_sampling(body: dict[str, Any]) -> SamplingParams:
@@ -147,6 +161,8 @@ def decode_delta(item: Any, stop_token_ids: tuple[int, ...]) -> TokenDelta:
     """The delta of an LLMEngineOutput; a stop token at its end is taken off. Raises EngineFailed."""
     try:
         token_ids = item.get("token_ids") or []
+        if type(token_ids) is not list or not all(type(i) is int and 0 <= i <= _MAX_ID for i in token_ids):
+            raise TypeError("token_ids are no list of token ids")
         reason = item.get("finish_reason")
         finish, stop_token_id = None, None
         if reason is not None:
@@ -154,26 +170,34 @@ def decode_delta(item: Any, stop_token_ids: tuple[int, ...]) -> TokenDelta:
             if finish is None:
                 raise EngineFailed(f"the worker failed: {reason}")
             at = item.get("stop_reason")
-            stop_token_id = at if isinstance(at, int) else None
+            stop_token_id = at if type(at) is int and 0 <= at <= _MAX_ID else None
             if finish == "stop" and token_ids and token_ids[-1] in stop_token_ids:
                 *token_ids, stop_token_id = token_ids
         return TokenDelta(
-            msgspec.convert(token_ids, list[int]) if not all(type(i) is int for i in token_ids) else token_ids,
+            token_ids,
             finish,
             _logprobs(item, token_ids) if item.get("log_probs") else None,
             stop_token_id,
-            item.get("llmrun_cached"),
+            _count(item.get("llmrun_cached")),
         )
-    except (AttributeError, TypeError, KeyError, msgspec.ValidationError) as error:
-        raise EngineFailed(f"the worker sent what is no delta: {error!r}") from None
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise EngineFailed(f"the worker sent what is no delta: {error!r:.500}") from None
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else msgspec.convert(value, _NotNegative)
 
 
 def _logprobs(item: dict[str, Any], token_ids: list[int]) -> list[TokenLogprob]:
     tops = item.get("top_logprobs") or [[] for _ in token_ids]
-    return [
-        TokenLogprob(token_id, logprob, [(one["token_id"], one["logprob"]) for one in top])
+    found = [
+        (token_id, logprob, [(one["token_id"], one["logprob"]) for one in top])
         for token_id, logprob, top in zip(token_ids, item["log_probs"], tops, strict=False)
     ]
+    return msgspec.convert(found, list[TokenLogprob])
+
+
+DEADLINE = "x-llmrun-deadline"
 
 
 def deadline_header(seconds: float) -> str:

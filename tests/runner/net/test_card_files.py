@@ -10,9 +10,10 @@ import pytest
 
 from model_cards.resolve import resolve
 from model_cards.tokenizer import load_tokenizer
+from runner.net.answers import open_response
 from runner.net.card_files import CardFile, CardServer, fetch_card, read_own_card
 from runner.net.records import RecordError
-from runner.net.responses import CallHome, StreamRefused, open_response
+from runner.net.responses import CallHome, StreamRefused
 from runner.net.routing import Router, block_hashes
 from runner.types import EngineInfo
 
