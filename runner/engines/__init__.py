@@ -23,6 +23,8 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Of the flags that only some engines know (ENGINE_FLAGS), those that this one honours, as config keys."""
     command: str = ""
     """"module:attr" of `describe_command(spec) -> list[str]`: the engine's own command, for --dry-run."""
+    hints: str = ""
+    """"module:attr" of rows (pattern, advice) for this engine's failed starts, before those of hint_rows.py."""
     instead: str = ""
     """For an engine that is not built yet: what to use."""
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import runner
 from runner.engines import frames
 from runner.engines.base import EngineSpec
+from runner.engines.failed_start import failed_start
 from runner.engines.frames import Failed, Shape, Start
 from runner.engines.hints import likely_fix
 from runner.engines.link import Link
@@ -135,19 +136,7 @@ class Spawner:
         if isinstance(outcome, EngineInfo):
             return Connection(waiter.link, outcome, process)
         code = await process.wait(1.0) if not outcome.reason else None
-        raise self._failure(outcome, process, code)
-
-    def _failure(self, failed: Failed, process: ChildProcess, code: int | None) -> EngineStartFailed:
-        tail = process.log_tail()
-        reason = failed.reason or process.describe_end()
-        hint = failed.hint or likely_fix(f"{reason}\n{tail}", code)
-        parts = [f"the engine {self._spec.name} did not start: {reason}"]
-        if not failed.reason and tail:
-            parts.append("its last words:\n" + tail)
-        if hint:
-            parts.append(f"likely fix: {hint}")
-        parts.append(f"log: {process.log_path}")
-        return EngineStartFailed("\n".join(parts), log_tail=tail, hint=hint)
+        raise failed_start(process, reason=outcome.reason, hint=outcome.hint, code=code)
 
     def _not_started(self, error: OSError) -> EngineStartFailed:
         hint = likely_fix(str(error))

@@ -50,7 +50,7 @@ class PythonRecipe:
         self.add(new, wish, say)
         self.mend(new, wish, say)
         say("trying it")
-        say(self.check(new.python))
+        say(self._try(new.python))
 
     def find(self) -> Path | None:
         """See Recipe."""
@@ -63,6 +63,9 @@ class PythonRecipe:
 
     def check(self, found: Path) -> str:
         """See Recipe: it imports."""
+        return f"{self._try(found)}; {self.describe(found)}"
+
+    def _try(self, found: Path) -> str:
         library = self.environment.packages[0]
         try:
             done = subprocess.run(
@@ -84,4 +87,4 @@ class PythonRecipe:
             raise InstallFailed(
                 f"{library} of {found} cannot be used: {lines[-1]}", log_tail="\n".join(lines[-_LOG_LINES:])
             )
-        return f"{told.strip()}; {self.describe(found)}"
+        return told.strip()

@@ -21,7 +21,7 @@ import msgspec
 import runner
 from runner.engines.base import EngineSpec
 from runner.engines.connectors import Connection, ProgressCallback
-from runner.engines.hints import likely_fix
+from runner.engines.failed_start import failed_start
 from runner.engines.link import Link
 from runner.engines.supervisor import ChildProcess, Supervisor
 from runner.engines.vllm.link import CoreLink
@@ -110,12 +110,12 @@ class CoreSpawner:
         except TimeoutError:
             reason = f"it was not ready within {timeout_s:g} s (it was: {start.phase})"
             hint = "give it more time with --start-timeout-s, or read its log"
-            raise self._failure(reason, process, None, hint) from None
+            raise failed_start(process, reason=reason, hint=hint) from None
         except _Lost:
             code = await process.wait(1.0)
-            raise self._failure("", process, code) from None
+            raise failed_start(process, code=code) from None
         except EngineFailed as error:
-            raise self._failure(str(error), process, None) from error
+            raise failed_start(process, reason=str(error)) from error
 
     async def _shake_hands(
         self, start: _Start, link: CoreLink, sockets: CoreSockets, on_progress: ProgressCallback | None
@@ -158,18 +158,6 @@ class CoreSpawner:
             capabilities=capabilities,
             details=details,
         )
-
-    def _failure(self, reason: str, process: ChildProcess, code: int | None, hint: str = "") -> EngineStartFailed:
-        tail = process.log_tail(40)
-        reason = reason or process.describe_end()
-        hint = hint or likely_fix(f"{reason}\n{tail}", code)
-        parts = [f"the engine {self._spec.name} did not start: {reason}"]
-        if tail:
-            parts.append("its last words:\n" + "\n".join(tail.splitlines()[-12:]))
-        if hint:
-            parts.append(f"likely fix: {hint}")
-        parts.append(f"log: {process.log_path}")
-        return EngineStartFailed("\n".join(parts), log_tail=tail, hint=hint)
 
     def _not_started(self, error: OSError) -> EngineStartFailed:
         hint = "`llmrun engines` lists what is installed; --engine-python names another Python"

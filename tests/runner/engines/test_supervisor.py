@@ -94,7 +94,7 @@ def test_restarts_within_ten_minutes_are_counted() -> None:
     ("text", "code", "hint"),
     [
         ("CUDA error: out of memory", 1, "not enough memory"),
-        ("ImportError: libcudart.so.12: cannot open shared object file", 1, "shared library"),
+        ("ImportError: libnuma.so.1: cannot open shared object file", 1, "shared library"),
         ("ModuleNotFoundError: No module named 'torch'", 1, "install torch"),
         ("OSError: [Errno 98] Address already in use", 1, "port"),
         ("[Errno 2] No such file or directory: 'x'", 1, "check the path"),
