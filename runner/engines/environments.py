@@ -31,6 +31,7 @@ Say = Callable[[str], None]
 RECIPES = {
     "llamacpp": "runner.engines.llamacpp.recipe:RECIPE",
     "native": "runner.engines.native.recipe:RECIPE",
+    "sglang": "runner.engines.sglang.recipe:RECIPE",
     "vllm": "runner.engines.vllm.recipe:RECIPE",
 }
 """name -> "module:attr" of a Recipe. Engines that are not here need no installation, or are not built yet."""

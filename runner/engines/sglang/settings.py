@@ -113,10 +113,8 @@ def read_settings(spec: EngineSpec) -> Settings:
 def on_cpu(arguments: dict[str, Any], options: EngineOptions) -> dict[str, Any]:
     """The arguments for a machine without a GPU. What is said already stays, so it may be done twice."""
     room = _CPU_KV_CONTEXTS * int(arguments.get("context_length") or 0)
-    chosen = {**_CPU_ARGUMENTS, "max_total_tokens": max(room, _CPU_KV_TOKENS), **arguments, "device": "cpu"}
-    if any(chosen.get(name, 1) != 1 for name in ("tp_size", "pp_size", "dp_size")):
-        chosen.setdefault("disable_custom_all_reduce", True)
-    return chosen
+    defaults = {**_CPU_ARGUMENTS, "max_total_tokens": max(room, _CPU_KV_TOKENS)}
+    return {**arguments, **{name: value for name, value in defaults.items() if name not in arguments}}
 
 
 def cpu_variables(options: EngineOptions) -> dict[str, str]:
