@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from runner.engines import ALIASES, ENGINES
-from runner.errors import LlmrunError, UsageError
+from runner.errors import UsageError
 from runner.selection import EngineChoice, name_engine
 
 
@@ -40,7 +40,7 @@ class Chain(msgspec.Struct, frozen=True):
             except UsageError as error:
                 if len(self.choices) == 1 and not self.passed:
                     raise
-                passed.append(PassedOver(choice.entry.name, brief(error)))
+                passed.append(PassedOver(choice.entry.name, brief(error, choice.entry.name)))
             else:
                 kept.append(choice)
         if not kept:
@@ -82,14 +82,14 @@ def split_target(target: str) -> list[str]:
 
 def sentence(passed: Iterable[PassedOver]) -> str:
     """One error for all that failed."""
-    rows = list(passed)
-    names = ",".join(row.name for row in rows)
-    return "\n".join([f"no engine of out={names} can serve this:", *(f"  out={row.name}: {row.why}" for row in rows)])
+    return "\n".join(["none of the engines can serve this:", *(f"  out={row.name}: {row.why}" for row in passed)])
 
 
-def brief(error: LlmrunError | Exception) -> str:
-    """The error in one line: its first line and, where it is known, the cause or the next step."""
+def brief(error: Exception, name: str) -> str:
+    """What is wrong with engine `name`, in one line: the error's first line and, where it is known, the next step."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for opening in (f"out={name}: ", f"out={name} ", f"the engine {name} "):
+        first = first.removeprefix(opening)
     hint = getattr(error, "hint", "")
     return f"{first} ({hint})" if hint and hint not in first else first
 

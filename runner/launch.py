@@ -122,7 +122,7 @@ async def start_service(plan: Plan) -> tuple[ChatService, EngineInfo]:
         except (EngineError, UsageError, CardError) as error:
             if len(plans) + len(plan.passed) == 1:
                 raise
-            passed.append(PassedOver(one.engine.name, brief(error)))
+            passed.append(PassedOver(one.engine.name, brief(error, one.engine.name)))
             if at + 1 < len(plans):
                 _say_passed(passed[-1:], plans[at + 1])
     raise EngineStartFailed(sentence(passed), hint="llmrun engines shows what is usable here")
@@ -156,7 +156,7 @@ def settle(plan: Plan) -> Plan:
         try:
             _load(one.factory, one.engine)
         except (EngineError, UsageError) as error:
-            passed.append(PassedOver(one.engine.name, brief(error)))
+            passed.append(PassedOver(one.engine.name, brief(error, one.engine.name)))
         else:
             kept.append(one)
     if not kept:

@@ -37,8 +37,8 @@ LINES = [
     ),
     (
         "ValueError: To serve at least one request with the model's max seq len (131072), (16.0 GiB KV cache is "
-        "needed, which is larger than the available KV cache memory (9.1 GiB). Based on the available memory, the estimated "
-        "maximum model length is 74432. Try increasing `gpu_memory_utilization`",
+        "needed, which is larger than the available KV cache memory (9.1 GiB). Based on the available memory, the "
+        "estimated maximum model length is 74432. Try increasing `gpu_memory_utilization`",
         "does not fit",
         "--context-length 74432",
     ),
