@@ -14,7 +14,7 @@ from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.linear import Linear, Part
 from runner.engines.native.layers.mlp import MLP
 from runner.engines.native.layers.moe import MoE
-from runner.engines.native.layers.norm import RMSNorm, WideRMSNorm, make_norm
+from runner.engines.native.layers.norm import Norm, RMSNorm, WideRMSNorm, make_norm
 from runner.engines.native.layers.ops import HeadNorms, Rotation
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.spec import DecoderSpec
@@ -42,8 +42,8 @@ class SelfAttention(nn.Module):
         scale = dim**-0.5 if spec.scale is None else spec.scale
         self.attention = Attention(heads.length, kv_heads.length, dim, scale, spec.window(layer), spec.attn_softcap,
                                    slopes, layer)  # fmt: skip
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
+        self.q_norm: Norm | None = None
+        self.k_norm: Norm | None = None
         if spec.qk_norm == "head":
             self.q_norm = RMSNorm("attn.q_norm", dim, spec.norm_eps, dtype, spec.norm_plus_one)
             self.k_norm = RMSNorm("attn.k_norm", dim, spec.norm_eps, dtype, spec.norm_plus_one)
@@ -59,9 +59,9 @@ class SelfAttention(nn.Module):
             qkv.clamp_(-self.clip, self.clip)
         norms = None
         if isinstance(self.q_norm, WideRMSNorm) and self.k_norm is not None:
-            q_size, k_size = self.q_norm.size, self.k_norm.size
-            qkv[:, :q_size] = self.q_norm(qkv[:, :q_size])
-            qkv[:, q_size : q_size + k_size] = self.k_norm(qkv[:, q_size : q_size + k_size])
+            q, k, _ = qkv.split_with_sizes([self.q_norm.size, self.k_norm.size, self.k_norm.size], -1)
+            q.copy_(self.q_norm(q))
+            k.copy_(self.k_norm(k))
         elif self.q_norm is not None and self.k_norm is not None:
             norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
         heads = qkv.view(len(x), -1, self.head_dim)

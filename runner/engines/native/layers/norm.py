@@ -15,26 +15,42 @@ from runner.engines.native.spec import DecoderSpec
 from runner.engines.native.weights import Fill
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
+    """A weight, perhaps a bias, over this rank's `span` of the channels."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, source: str, span: Span, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.source, self.span, self.size, self.eps = source, span, span.length, eps
+        self.weight, self.bias, self.ops = parameter(self.size, dtype=dtype), None, OPS
+
+    def add(self, x: Tensor, delta: Tensor | None) -> Tensor:
+        """x += delta in place; the norm of x."""
+        out: Tensor = self(x if delta is None else x.add_(delta))
+        return out
+
+    def fills(self) -> Iterator[Fill]:
+        """This rank's channels."""
+        yield Fill(self.weight, self.source, "weight", (self.span,))
+        if self.bias is not None:
+            yield Fill(self.bias, self.source, "bias", (self.span,))
+
+
+class RMSNorm(Norm):
     """x / rms(x) * weight; with `plus_one`, (1 + weight) kept in float32 (Gemma)."""
 
     def __init__(self, source: str, size: int, eps: float, dtype: torch.dtype, plus_one: bool = False) -> None:
-        super().__init__()
-        self.source, self.size, self.eps, self.plus_one = source, size, eps, plus_one
-        self.weight = parameter(size, dtype=torch.float32 if plus_one else dtype)
-        self.ops = OPS
+        super().__init__(source, Span.whole(size), eps, torch.float32 if plus_one else dtype)
+        self.plus_one = plus_one
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size], the same shape and dtype."""
         return self.ops.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, delta: Tensor | None) -> Tensor:
-        """x += delta in place; the norm of x."""
+        """As one operation."""
         return self.forward(x) if delta is None else self.ops.add_rms_norm(x, delta, self.weight, self.eps)
-
-    def fills(self) -> Iterator[Fill]:
-        """The weight."""
-        yield Fill(self.weight, self.source, "weight", (Span.whole(self.size),))
 
     def finish(self) -> None:
         """Called by the loader when the weight is there."""
@@ -42,14 +58,14 @@ class RMSNorm(nn.Module):
             self.weight.add_(1.0)
 
 
-class WideRMSNorm(RMSNorm):
+class WideRMSNorm(Norm):
     """RMSNorm over the heads of all ranks (OLMo-2): this rank holds `span` of them; `copies` ranks hold each."""
 
     def __init__(
         self, source: str, span: Span, eps: float, dtype: torch.dtype, parallel: Parallel, copies: int = 1
     ) -> None:
-        super().__init__(source, span.length, eps, dtype)
-        self.span, self.parallel, self.copies = span, parallel, copies
+        super().__init__(source, span, eps, dtype)
+        self.parallel, self.copies = parallel, copies
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, size here]"""
@@ -60,38 +76,17 @@ class WideRMSNorm(RMSNorm):
         wide = wide * torch.rsqrt(squares + self.eps) * self.weight
         return wide.to(x.dtype)
 
-    def fills(self) -> Iterator[Fill]:
-        """This rank's heads."""
-        yield Fill(self.weight, self.source, "weight", (self.span,))
 
-
-class LayerNorm(nn.Module):
+class LayerNorm(Norm):
     """(x - mean) / deviation * weight (+ bias)."""
 
-    bias: nn.Parameter | None
-
     def __init__(self, source: str, size: int, eps: float, dtype: torch.dtype, bias: bool) -> None:
-        super().__init__()
-        self.source, self.size, self.eps = source, size, eps
-        self.weight = parameter(size, dtype=dtype)
+        super().__init__(source, Span.whole(size), eps, dtype)
         self.bias = parameter(size, dtype=dtype) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size], the same shape and dtype."""
         return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
-
-    def add(self, x: Tensor, delta: Tensor | None) -> Tensor:
-        """x += delta in place; the norm of x."""
-        return self.forward(x if delta is None else x.add_(delta))
-
-    def fills(self) -> Iterator[Fill]:
-        """Weight and bias."""
-        yield Fill(self.weight, self.source, "weight", (Span.whole(self.size),))
-        if self.bias is not None:
-            yield Fill(self.bias, self.source, "bias", (Span.whole(self.size),))
-
-
-Norm = RMSNorm | LayerNorm
 
 
 def make_norm(spec: DecoderSpec, source: str, dtype: torch.dtype) -> Norm:

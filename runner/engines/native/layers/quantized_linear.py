@@ -19,7 +19,7 @@ from runner.engines.native.layers.embedding import Embedding, Head
 from runner.engines.native.layers.linear import Linear
 from runner.engines.native.layers.moe import Experts
 from runner.engines.native.layers.quantized_ops import unpack_nibbles
-from runner.engines.native.layers.torch_ops import OPS, gate
+from runner.engines.native.layers.torch_ops import OPS, by_expert, gate
 
 
 def _constant(value: Tensor) -> nn.Parameter:
@@ -124,17 +124,12 @@ class QuantizedExperts(nn.Module):
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """See Experts.forward."""
-        top_k = ids.shape[1]
-        order = ids.reshape(-1).argsort(stable=True)
-        counts = ids.reshape(-1).bincount(minlength=len(self.down)).tolist()
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for chosen, gate_up, down in zip(torch.split(order, counts), self._gate_up, self.down, strict=True):
-            if len(chosen):
-                rows = chosen // top_k
-                up = torch.cat([part(x[rows]) for part in gate_up], -1)
-                y = down(gate(up, self.activation))
-                out.index_add_(0, rows, y.float() * weights.reshape(-1, 1)[chosen])
-        return out.to(x.dtype)
+        return by_expert(x, ids, weights, len(self.down), self._expert)
+
+    def _expert(self, number: int, x: Tensor) -> Tensor:
+        up = torch.cat([part(x) for part in self._gate_up[number]], -1)
+        out: Tensor = self.down[number](gate(up, self.activation))
+        return out
 
 
 class QuantizedEmbedding(Embedding):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,20 +68,22 @@ def rotate(heads: Tensor, rotation: Rotation) -> None:
 
 
 def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
-    """Tokens sorted by expert, one product an expert; the host waits for the counts."""
-    top_k = ids.shape[1]
-    flat = ids.reshape(-1)
-    order = flat.argsort(stable=True)
-    counts = flat.bincount(minlength=gate_up.shape[0]).tolist()
-    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            picked = order[start : start + count]
-            rows = picked // top_k
-            y = F.linear(gate(F.linear(x[rows], gate_up[expert]), activation), down[expert])
-            out.index_add_(0, rows, y.float() * weights.reshape(-1, 1)[picked])
-            start += count
+    """See by_expert."""
+    return by_expert(
+        x, ids, weights, len(down), lambda e, part: F.linear(gate(F.linear(part, gate_up[e]), activation), down[e])
+    )
+
+
+def by_expert(
+    x: Tensor, ids: Tensor, weights: Tensor, num_experts: int, expert: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Tokens sorted by expert, `expert(number, its rows of x)` for each; the host waits for the counts."""
+    flat, out = ids.reshape(-1), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    counts = flat.bincount(minlength=num_experts).tolist()
+    for number, chosen in enumerate(torch.split(flat.argsort(stable=True), counts)):
+        if len(chosen):
+            rows = chosen // ids.shape[1]
+            out.index_add_(0, rows, expert(number, x[rows]).float() * weights.reshape(-1, 1)[chosen])
     return out.to(x.dtype)
 
 
