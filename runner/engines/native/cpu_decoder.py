@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runner.engines.native.kernels import cpu_library as c
 from runner.engines.native.kernels.cpu import TYPES, cache_of, library
+from runner.engines.native.kernels.cpu_plan import PlanSpace
 from runner.engines.native.layers.attention import Attention
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.block import Layer
@@ -73,7 +74,9 @@ class CpuDecoder(nn.Module):
         super().__init__()
         self.spec, self.parallel, self.dtype, self.device = model.spec, model.parallel, model.dtype, model.device
         self._c, self._model, self._kept = kernels, [model], list[Tensor]()
+        self._first = [next(model.attentions())]
         self._bound: object = None
+        self._space, self._logits = PlanSpace(), np.empty((0, 0), np.float32)
         self._decoder: int | None = None
         with torch.no_grad():
             self._pack(model)
@@ -90,7 +93,7 @@ class CpuDecoder(nn.Module):
         """Hidden states after the last norm, [tokens, hidden] float32."""
         assert batch.plan is not None
         hidden = torch.empty(batch.plan.num_tokens, self.spec.hidden_size)
-        self._step(batch.plan, None, hidden)
+        self._step(batch.plan, None, hidden.data_ptr())
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -101,26 +104,24 @@ class CpuDecoder(nn.Module):
         self._c.decoder_head(self._decoder, hidden.data_ptr(), len(hidden), logits.data_ptr())
         return logits
 
-    def step(self, plan: StepPlan) -> Tensor | None:
-        """Logits [samples, vocab] float32 of a whole step without a Batch; None where nothing is sampled."""
-        num_samples = len(plan.sample_rows)
-        logits = torch.empty(num_samples, self.spec.vocab_size) if num_samples else None
-        self._step(plan, logits, None)
-        return logits
+    def step(self, plan: StepPlan) -> NDArray[np.float32] | None:
+        """Logits [samples, vocab] of a whole step without a Batch and without tensors; None where nothing is sampled.
 
-    def _step(self, plan: StepPlan, logits: Tensor | None, hidden: Tensor | None) -> None:
+        They are valid until the next step.
+        """
+        num_samples = len(plan.sample_rows)
+        if not num_samples:
+            self._step(plan, None, None)
+            return None
+        if len(self._logits) != num_samples:
+            self._logits = np.empty((num_samples, self.spec.vocab_size), np.float32)
+            self._logits_at = self._logits.ctypes.data
+        self._step(plan, self._logits_at, None)
+        return self._logits
+
+    def _step(self, plan: StepPlan, logits: int | None, hidden: int | None) -> None:
         self._bind()
-        arrays = [_int32(array) for array in (plan.token_ids, plan.positions, plan.slots, plan.sample_rows,
-                                              plan.query_starts, plan.context_lens, plan.block_tables)]  # fmt: skip
-        token_ids, positions, slots, rows, starts, lens, tables = (_address(array) for array in arrays)
-        sequences = c.Sequences(starts, lens, tables, plan.num_sequences, arrays[-1].shape[1])
-        call = c.Plan(token_ids, positions, slots, rows, sequences, plan.num_tokens, len(plan.sample_rows))
-        self._c.decoder_step(
-            self._decoder,
-            ctypes.byref(call),
-            None if logits is None else logits.data_ptr(),
-            None if hidden is None else hidden.data_ptr(),
-        )
+        self._c.decoder_step(self._decoder, self._space.fill(plan), logits, hidden)
 
     # --- weights
 
@@ -186,7 +187,7 @@ class CpuDecoder(nn.Module):
 
     def _bind(self) -> None:
         """Make the C++ decoder when there are caches, and again when there are others."""
-        caches = next(self.attentions()).cache
+        caches = self._first[0].cache
         if caches is self._bound:
             return
         assert caches is not None, "the KV cache is not made yet"
@@ -256,13 +257,3 @@ def _dense(embedding: nn.Module, dtype: torch.dtype) -> Tensor:
     """An embedding that is not the head too is looked up as it is."""
     matrix = _matrix(embedding)
     return matrix.dequantize().to(dtype) if isinstance(matrix, QuantizedMatrix) else matrix
-
-
-def _address(array: NDArray[np.int32]) -> int:
-    """array.ctypes.data, which takes 20 times as long."""
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-def _int32(array: NDArray[np.int32]) -> NDArray[np.int32]:
-    return np.ascontiguousarray(array, np.int32)

@@ -22,6 +22,14 @@ BYTE_MASKS: Floats = np.where(
 """[256, 8]: what eight bits of a grammar's mask add to eight logits; adding is ten times faster than selecting."""
 
 
+def best_of(table: Floats, rows: list[int]) -> tuple[list[int], list[float]]:
+    """The best token of each of `rows` of `table` [any, vocab], and its logit."""
+    if len(rows) < len(table):
+        table = table[rows]
+    tokens: list[int] = table.argmax(axis=1).tolist()
+    return tokens, [table.item(at, token) for at, token in enumerate(tokens)]
+
+
 def choose(row: Floats, stream: Stream, bits: NDArray[np.uint8] | None, uniform: float) -> tuple[int, float]:
     """The next token for `row` [vocab], which is left unchanged, and the best logit after the edits.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from runner.engines.native.distribution import (
     log_probabilities,
     upload,
 )
-from runner.engines.native.host_choice import BYTE_MASKS, choose
+from runner.engines.native.host_choice import BYTE_MASKS, Floats, best_of, choose
 from runner.engines.native.penalties import Penalties
 from runner.engines.native.sampling_state import SamplingState, Stream, uniforms
 from runner.engines.native.sequence import Sample
@@ -67,13 +68,15 @@ class Sampler:
         self._heads = [head for head in _HEADS if 2 * head < vocab_size]
         self._byte_masks = torch.from_numpy(BYTE_MASKS).to(self._device)
 
-    @torch.inference_mode()
-    def sample(self, logits: Tensor, streams: Sequence[Stream]) -> list[Sample]:
+    def sample(self, logits: Tensor | Floats, streams: Sequence[Stream]) -> list[Sample]:
         """The next token of each stream, given its row of `logits` [rows, vocab] float32, which are left unchanged.
 
         The `sampling` of each stream is a SamplingState. What is wrong with one row is the `error` of its sample.
+        On a host an array is welcome: a tensor costs the time of ten.
         """
         assert logits.shape == (len(streams), self._vocab_size)
+        if self._on_host and isinstance(logits, Tensor):
+            logits = logits.numpy()
         rows = [
             _Row(at, stream, stream.sampling, len(stream.token_ids) - stream.prompt_len)
             for at, stream in enumerate(streams)
@@ -83,20 +86,28 @@ class Sampler:
         rest = [row for row in rows if row.at not in samples] if len(samples) < len(rows) else []
         if rest:
             self._choose(logits, rest, samples)
-        self._add_logprobs(logits, rows, samples)
+        wanted = [row for row in rows if row.state.num_top is not None and samples[row.at].error is None]
+        if wanted:
+            self._add_logprobs(logits, wanted, samples)
         return [samples[row.at] for row in rows]
 
-    def _argmax(self, logits: Tensor, rows: list[_Row]) -> dict[int, Sample]:
+    def _argmax(self, logits: Tensor | Floats, rows: list[_Row]) -> dict[int, Sample]:
         """Samples of the rows whose best token may be taken: no mask is needed to know the best allowed token."""
-        tokens, best, _ = draw_best(self._some(logits, rows)).cpu().tolist()
         samples = {}
-        for row, token, value in zip(rows, tokens, best, strict=True):
+        best = best_of(logits, [row.at for row in rows]) if isinstance(logits, np.ndarray) else self._best(logits, rows)
+        for row, token, value in zip(rows, *best, strict=True):
             matcher = row.state.matcher
-            if matcher is None or not np.isfinite(value) or matcher.allows(int(token)):
+            if matcher is None or not isfinite(value) or matcher.allows(int(token)):
                 samples[row.at] = _settle(row, int(token), value)
         return samples
 
-    def _choose(self, logits: Tensor, rows: list[_Row], samples: dict[int, Sample]) -> None:
+    @torch.inference_mode()
+    def _best(self, logits: Tensor, rows: list[_Row]) -> Any:
+        """The best token of each row, and its logit."""
+        return draw_best(self._some(logits, rows)).cpu().tolist()[:2]
+
+    @torch.inference_mode()
+    def _choose(self, logits: Tensor | Floats, rows: list[_Row], samples: dict[int, Sample]) -> None:
         """Add the samples of `rows`, which need more than an argmax."""
         masks = {}
         for row in rows:
@@ -107,9 +118,9 @@ class Sampler:
         good = [row for row in rows if row.at in masks]
         beams = [row for row in good if row.state.num_candidates]
         others = [row for row in good if not row.state.num_candidates]
-        if others and self._on_host:
+        if isinstance(logits, np.ndarray):
             for row, uniform in zip(others, _uniforms(others), strict=True):
-                token, best = choose(logits[row.at].numpy(), row.stream, masks[row.at], float(uniform))
+                token, best = choose(logits[row.at], row.stream, masks[row.at], float(uniform))
                 samples[row.at] = _settle(row, token, best)
         elif others:
             part = self._some(logits, others)
@@ -120,7 +131,7 @@ class Sampler:
                 self._edit(part, others, [masks[row.at] for row in others])
             self._draw(part, others, samples)
         if beams:
-            part = self._some(logits, beams).log_softmax(dim=1)
+            part = self._some(torch.as_tensor(logits), beams).log_softmax(dim=1)
             self._edit(part, beams, [masks[row.at] for row in beams])
             self._search(part, beams, samples)
 
@@ -174,7 +185,7 @@ class Sampler:
             drawn = [(at, head) for head, group in groups.items() for at in group]
             groups = defaultdict(list)
             for (at, head), token, best, num_kept in zip(drawn, *results, strict=True):
-                if num_kept < 0 and np.isfinite(best):
+                if num_kept < 0 and isfinite(best):
                     groups[self._head(head + 1)].append(at)
                     continue
                 rows[at].state.num_head = 2 * int(num_kept)
@@ -212,14 +223,12 @@ class Sampler:
             fault = _fault(largest) if largest != -np.inf else None  # other beams may go on
             samples[row.at] = Sample(candidates[0][0] if candidates else -1, None, candidates, fault)
 
-    def _add_logprobs(self, logits: Tensor, rows: list[_Row], samples: dict[int, Sample]) -> None:
-        wanted = [row for row in rows if row.state.num_top is not None and samples[row.at].error is None]
-        if not wanted:
-            return
-        if self._on_host:
+    @torch.inference_mode()
+    def _add_logprobs(self, logits: Tensor | Floats, wanted: list[_Row], samples: dict[int, Sample]) -> None:
+        if isinstance(logits, np.ndarray):
             for row in wanted:
                 sample = samples[row.at]
-                sample.logprob = token_logprob(logits[row.at].numpy(), sample.token_id, row.state.num_top or 0)
+                sample.logprob = token_logprob(logits[row.at], sample.token_id, row.state.num_top or 0)
             return
         counts = [row.state.num_top or 0 for row in wanted]
         tokens = self._upload(np.array([[samples[row.at].token_id] for row in wanted], np.int64))
@@ -276,7 +285,7 @@ def _settle(row: _Row, token: int, best: float) -> Sample:
 
 
 def _fault(best: float) -> str | None:
-    if np.isfinite(best):
+    if isfinite(best):
         return None
     if best == -np.inf:
         return "no token is left to choose: logit_bias, bad words, min_tokens or the grammar forbid all of them"

@@ -12,6 +12,8 @@ import numpy as np
 from runner.engines.native.plan import StepPlan
 from runner.engines.native.sequence import Sequence
 
+_NO_COPIES = np.zeros((0, 2), np.int32)
+
 
 class Chunk(NamedTuple):
     """Compute tokens [start, start + num_new) of `sequence`."""
@@ -30,6 +32,7 @@ class BlockTables:
         self._table = np.zeros((num_rows, width), np.int32)
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self._block_size = block_size
+        self._counts = np.arange(num_rows + 1, dtype=np.int32)
 
     def take(self, sequence: Sequence) -> None:
         """Give it a row, with the blocks that it has."""
@@ -55,6 +58,8 @@ class BlockTables:
 
     def make_plan(self, chunks: list[Chunk], copies: list[tuple[int, int]]) -> StepPlan:
         """Flatten. `chunks` is not empty."""
+        if all(num_new == 1 and samples for _, _, num_new, samples in chunks):
+            return self._make_decode_plan(chunks, copies)
         sequences, starts_of, counts_of, samples = zip(*chunks, strict=True)
         starts, counts = np.array(starts_of, np.int32), np.array(counts_of, np.int32)
         query_starts = np.zeros(len(chunks) + 1, np.int32)
@@ -74,6 +79,27 @@ class BlockTables:
             block_tables=block_tables,
             sample_rows=query_starts[1:][np.array(samples)] - np.int32(1),
             copies=np.array(copies, np.int32).reshape(-1, 2),
+        )
+
+    def _make_decode_plan(self, chunks: list[Chunk], copies: list[tuple[int, int]]) -> StepPlan:
+        """The same where each sequence gets its last token, with little numpy: for one sequence its calls are dear."""
+        size = self._block_size
+        lines = [
+            (one.row, one.token_ids[at], at, one.block_ids[at // size] * size + at % size, at + 1)
+            for one, at, _, _ in chunks
+        ]
+        rows, *columns = zip(*lines, strict=True)
+        token_ids, positions, slots, context_lens = np.array(columns, np.int32)
+        width = -(-max(columns[-1]) // size)
+        return StepPlan(
+            token_ids=token_ids,
+            positions=positions,
+            slots=slots,
+            query_starts=self._counts[: len(chunks) + 1],
+            context_lens=context_lens,
+            block_tables=self._table[list(rows), :width],
+            sample_rows=self._counts[: len(chunks)],
+            copies=np.array(copies, np.int32) if copies else _NO_COPIES,
         )
 
     def check(self, sequences: list[Sequence]) -> None:

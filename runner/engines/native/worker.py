@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model_cards.card import ModelCard
@@ -186,12 +187,19 @@ class Worker:
         """
         return [dummy_plan(min(8, self.block_size, self.context_length), self.context_length), dummy_plan(1, 1)]
 
-    @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> Tensor | None:
-        """Logits [samples, vocab] float32 of the rows that are sampled; None where the step samples none."""
-        self.cache.copy_blocks(plan.copies)
+    def execute(self, plan: StepPlan) -> Tensor | NDArray[np.float32] | None:
+        """Logits [samples, vocab] float32 of the rows that are sampled; None where the step samples none.
+
+        They are valid until the next step.
+        """
+        if len(plan.copies):
+            self.cache.copy_blocks(plan.copies)
         if isinstance(self.model, CpuDecoder):
             return self.model.step(plan)
+        return self._run(plan)
+
+    @torch.inference_mode()
+    def _run(self, plan: StepPlan) -> Tensor | None:
         if self._graphs is not None and self._graphs.fits(plan):
             hidden = self._graphs.run(plan)
         else:
