@@ -42,20 +42,24 @@ def report(error: BaseException, *, verbose: int = 0) -> int:
     """Print an error for people and return the exit code. With -vv the traceback comes first."""
     if verbose >= 2:
         _write("".join(traceback.format_exception(error)).rstrip())
-    if isinstance(error, EngineStartFailed):
-        _write_log_tail(error, verbose)
+    _write_log_tail(error, verbose)
     _write(style("error: ", "1;31", sys.stderr) + _message(error))
-    if isinstance(error, EngineStartFailed) and error.hint and error.hint not in str(error):
-        _write(style("fix: ", "1;32", sys.stderr) + error.hint)
+    hint = getattr(error, "hint", "")
+    if hint and hint not in str(error):
+        _write(style("fix: ", "1;32", sys.stderr) + hint)
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
 
 
-def _write_log_tail(error: EngineStartFailed, verbose: int) -> None:
-    """The last log lines, unless they are only the traceback of the very error that is reported."""
-    lines = error.log_tail.rstrip().splitlines()[-_LOG_TAIL_LINES:]
-    is_ours = bool(lines) and lines[-1].strip().startswith("runner.errors.")
+def _write_log_tail(error: BaseException, verbose: int) -> None:
+    """The last log lines of a failed start or installation, unless the message has them, or they are only the traceback
+    of the very error that is reported.
+    """
+    tail = str(getattr(error, "log_tail", "")).rstrip()
+    lines = tail.splitlines()[-_LOG_TAIL_LINES:]
+    is_ours = bool(lines) and (lines[-1].strip().startswith("runner.errors.") or tail in str(error))
     if lines and (verbose or not is_ours):
-        _write(style("the engine's last log lines:", "2", sys.stderr))
+        of = "the engine's" if isinstance(error, EngineStartFailed) else "the"
+        _write(style(f"{of} last log lines:", "2", sys.stderr))
         _write("\n".join(f"  {line}" for line in lines))
 
 

@@ -20,7 +20,7 @@ def failed_start(
     hint = hint or likely_fix(f"{tail}\n{told}", code, process.name)
     last_words = "\n".join(tail.splitlines()[-_TOLD_LINES:])
     parts = [f"the engine {process.name} did not start: {told}"]
-    if not reason and last_words:
+    if not reason and not cause and last_words:
         parts.append("its last words:\n" + last_words)
     if hint:
         parts.append(f"likely fix: {hint}")
