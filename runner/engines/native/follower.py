@@ -12,7 +12,7 @@ import torch
 
 from runner.engines.base import EngineSpec, StepOutput
 from runner.engines.native.member import Member
-from runner.engines.native.ranks import LocalRank, layout_of, rank_token, spawn_local, split_address
+from runner.engines.native.ranks import LocalRank, RankLayout, rank_token, spawn_local, split_address
 from runner.errors import EngineFailed, EngineStartFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenRequest
 
@@ -29,7 +29,7 @@ class FollowerEngine:
 
     def start(self, spec: EngineSpec) -> EngineInfo:
         """Join node 0 and load; ready when all nodes are. Raises EngineStartFailed."""
-        layout, address = layout_of(spec), split_address(spec.options.leader_addr or "")
+        layout, address = RankLayout(spec.options), split_address(spec.options.leader_addr or "")
         self._is_open = True
         self.progress(f"joining node 0 at {address[0]}:{address[1]}", None)
         self._local = spawn_local(spec, layout, address, rank_token(spec))

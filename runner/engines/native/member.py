@@ -11,10 +11,12 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from runner.engines.base import EngineSpec
 from runner.engines.failures import describe
 from runner.engines.native.channel import LOST, Channel, unpack_plan
-from runner.engines.native.worker import Worker, WorkerConfig, decode_config
+from runner.engines.native.worker import Worker, WorkerConfig
 from runner.errors import EngineFailed, EngineStartFailed
 
 _RETRY_S = 0.1
@@ -24,13 +26,9 @@ class Member:
     """One rank, driven by the leader's messages: load, cache, step, close."""
 
     def __init__(self, spec: EngineSpec, rank: int, address: tuple[str, int], token: str) -> None:
-        self._spec = spec
-        self._rank = rank
-        self._address = address
-        self._token = token
+        self._spec, self._rank, self._address, self._token = spec, rank, address, token
         self._channel: Channel | None = None
         self._worker: Worker | None = None
-        self.config: WorkerConfig | None = None
         self.is_ready = False
 
     def join(self, timeout_s: float) -> None:
@@ -75,8 +73,8 @@ class Member:
             assert self._worker is not None
             self._worker.execute(unpack_plan(payload))
         elif kind == "load":
-            self.config = decode_config(payload, self._rank)
-            self._worker = Worker(self.config, self._spec.card)
+            config = msgspec.convert(payload, WorkerConfig)
+            self._worker = Worker(msgspec.structs.replace(config, rank=self._rank), self._spec.card)
             self._worker.load()
             self._channel.send("loaded", self._worker.measure())
         elif kind == "cache":

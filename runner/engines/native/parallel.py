@@ -1,12 +1,12 @@
 """Parallel: what a tensor-parallel rank holds of each tensor, and how ranks put their parts together.
 
-Owns the arithmetic of shards and the two collectives. Starts no process and makes no group (ranks.py does); a single
+Owns the arithmetic of shards and the two collectives. Starts no process and makes no group (group.py does); a single
 rank never imports torch.distributed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from runner.errors import EngineStartFailed
 
@@ -37,10 +37,10 @@ class Span(NamedTuple):
 
 
 class Parallel:
-    """One rank of `size`. `group` is a torch.distributed process group (nccl or gloo); None for the default one."""
+    """One rank of `size`, in torch.distributed's default group (nccl or gloo; group.py)."""
 
-    def __init__(self, rank: int, size: int, group: Any = None) -> None:
-        self.rank, self.size, self.group = rank, size, group
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
     @classmethod
     def single(cls) -> Parallel:
@@ -78,7 +78,7 @@ class Parallel:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.all_reduce(tensor, group=self.group)
+            dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor, dim: int = -1) -> Tensor:
@@ -89,5 +89,5 @@ class Parallel:
         import torch.distributed as dist
 
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous(), group=self.group)
+        dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts, dim)

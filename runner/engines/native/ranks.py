@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from runner.engines.base import EngineSpec
+from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.hints import describe_exit
 from runner.engines.native.channel import LOST, Channel
 from runner.errors import EngineStartFailed
@@ -27,28 +27,14 @@ TOKEN_VARIABLE = "LLMRUN_RANK_TOKEN"
 _ACCEPT_S = 0.2
 
 
-class RankLayout(msgspec.Struct, frozen=True):
-    """Which ranks live where: node k has the ranks from k * per_node."""
+class RankLayout:
+    """Which ranks live where, as the flags say: node k has the ranks from k * per_node."""
 
-    size: int
-    num_nodes: int
-    node: int
-
-    @property
-    def per_node(self) -> int:
-        """Ranks of one node."""
-        return self.size // self.num_nodes
-
-    @property
-    def first(self) -> int:
+    def __init__(self, options: EngineOptions) -> None:
+        self.size, self.num_nodes = options.tensor_parallel_size, options.num_nodes
+        self.per_node = self.size // self.num_nodes
+        self.first = options.node_rank * self.per_node
         """The rank that lives in this node's engine process."""
-        return self.node * self.per_node
-
-
-def layout_of(spec: EngineSpec) -> RankLayout:
-    """The layout that the flags say."""
-    options = spec.options
-    return RankLayout(options.tensor_parallel_size, options.num_nodes, options.node_rank)
 
 
 def rank_token(spec: EngineSpec) -> str:
@@ -90,7 +76,7 @@ class Ranks:
     """All ranks but 0, connected. Messages go to all; answers come from all."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.layout = layout_of(spec)
+        self.layout = RankLayout(spec.options)
         self._spec = spec
         self._token = rank_token(spec)
         self._channels: dict[int, Channel] = {}
@@ -99,14 +85,11 @@ class Ranks:
 
     def start(self, timeout_s: float) -> None:
         """Listen, start this node's ranks, wait for all. Raises EngineStartFailed naming the ranks that are missing."""
-        try:
-            with self._listen() as listener:
-                address = listener.getsockname()[:2]
-                self._local = spawn_local(self._spec, self.layout, (_reachable(address[0]), address[1]), self._token)
-                self._accept(listener, timeout_s)
-        except BaseException:
-            self.close()
-            raise
+        with self._listen() as listener:
+            host, port = listener.getsockname()[:2]
+            address = ("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
+            self._local = spawn_local(self._spec, self.layout, address, self._token)
+            self._accept(listener, timeout_s)
 
     def _listen(self) -> socket.socket:
         host, port = "127.0.0.1", 0
@@ -142,17 +125,17 @@ class Ranks:
         if hello is None or hello[0] != "hello" or not isinstance(hello[1], dict):
             channel.close()
             return
-        rank, token = hello[1].get("rank"), str(hello[1].get("token"))
+        rank: Any = hello[1].get("rank")
+        token, problem = str(hello[1].get("token")), None
         if not secrets.compare_digest(token.encode(), self._token.encode()):
-            channel.send("refused", "it has another model, or belongs to another run (model checksums differ)")
-            channel.close()
+            problem = "it has another model, or belongs to another run (model checksums differ)"
         elif not isinstance(rank, int) or not 0 < rank < self.layout.size or rank in self._channels:
-            channel.send(
-                "refused", f"rank {rank} is not wanted: there are ranks 1 to {self.layout.size - 1}, once each"
-            )
-            channel.close()
-        else:
+            problem = f"rank {rank} is not wanted: there are ranks 1 to {self.layout.size - 1}, once each"
+        if problem is None:
             self._channels[rank] = channel
+        else:
+            channel.send("refused", problem)
+            channel.close()
 
     def _check_local(self) -> None:
         for local in self._local:
@@ -215,7 +198,3 @@ def split_address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit():
         raise EngineStartFailed(f"--leader-addr: got {text!r}; HOST:PORT is wanted")
     return host.strip("[]"), int(port)
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host

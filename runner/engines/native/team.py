@@ -14,7 +14,7 @@ from runner.engines.native.group import open_store
 from runner.engines.native.plan import StepPlan
 from runner.engines.native.ranks import Ranks
 from runner.engines.native.settings import Settings
-from runner.engines.native.worker import Worker, WorkerConfig, encode_config
+from runner.engines.native.worker import Worker, WorkerConfig
 
 Progress = Callable[[str, float | None], None]
 _PATIENCE = 0.9
@@ -26,18 +26,16 @@ class Team:
 
     def __init__(self, spec: EngineSpec, settings: Settings, progress: Progress) -> None:
         self.size = spec.options.tensor_parallel_size
-        self._spec = spec
-        self._settings = settings
-        self._progress = progress
-        self._ranks: Ranks | None = None
+        self._spec, self._settings, self._progress = spec, settings, progress
+        self._ranks = Ranks(spec)
+        self._patience_s = _PATIENCE * spec.options.start_timeout_s
 
     def start(self) -> Worker:
         """Everything loaded and warm. Raises EngineStartFailed, ModelFileError, torch.OutOfMemoryError."""
-        if self.size > 1:
-            self._progress(f"waiting for {self.size - 1} more rank(s)", None)
-            self._ranks = Ranks(self._spec)
-            self._ranks.start(_PATIENCE * self._spec.options.start_timeout_s)
         try:
+            if self.size > 1:
+                self._progress(f"waiting for {self.size - 1} more rank(s)", None)
+                self._ranks.start(self._patience_s)
             return self._load()
         except BaseException:
             self.close()
@@ -49,22 +47,21 @@ class Team:
         config = WorkerConfig(
             settings=self._settings,
             size=self.size,
-            per_node=self.size // options.num_nodes,
+            per_node=self._ranks.layout.per_node,
             base_gpu_id=options.base_gpu_id,
             context_length=options.context_length or 0,
             store=(store.host, store.port) if store is not None else None,
         )
         worker = Worker(config, self._spec.card, self._progress, store)
-        self._send("load", encode_config(config))
+        self._ranks.send("load", config)
         worker.load()
-        num_blocks = min([worker.measure(), *self._answers()])
-        self._send("cache", num_blocks)
+        num_blocks = min([worker.measure(), *self._ranks.answers(self._patience_s)])
+        self._ranks.send("cache", num_blocks)
         self._progress("making the KV cache", None)
         worker.make_cache(num_blocks)
-        self._answers()
-        self._send("ready")
-        if self._ranks is not None:
-            self._ranks.watch()
+        self._ranks.answers(self._patience_s)
+        self._ranks.send("ready")
+        self._ranks.watch()
         self._progress("warming up", None)
         for plan in worker.warm_up_plans():
             self.tell(plan)
@@ -73,20 +70,9 @@ class Team:
 
     def tell(self, plan: StepPlan) -> None:
         """Let all other ranks execute the same plan."""
-        if self._ranks is not None:
+        if self.size > 1:
             self._ranks.send("step", pack_plan(plan))
-
-    def _send(self, kind: str, payload: object = None) -> None:
-        if self._ranks is not None:
-            self._ranks.send(kind, payload)
-
-    def _answers(self) -> list[int]:
-        if self._ranks is None:
-            return []
-        return self._ranks.answers(_PATIENCE * self._spec.options.start_timeout_s)
 
     def close(self) -> None:
         """Safe twice."""
-        if self._ranks is not None:
-            self._ranks.close()
-            self._ranks = None
+        self._ranks.close()

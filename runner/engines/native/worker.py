@@ -37,28 +37,16 @@ Progress = Callable[[str, float | None], None]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank is told before it loads; the same for all ranks but `rank` and `local_rank`."""
+    """What a rank is told before it loads; the same for all ranks but `rank`."""
 
     settings: Settings
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     per_node: int = 1
     base_gpu_id: int = 0
     context_length: int = 0
     store: tuple[str, int] | None = None
     """Where rank 0 has torch.distributed's store."""
-
-
-def encode_config(config: WorkerConfig) -> bytes:
-    """For Channel.send."""
-    return msgspec.msgpack.encode(config)
-
-
-def decode_config(payload: bytes, rank: int) -> WorkerConfig:
-    """The leader's config as seen from `rank`."""
-    config = msgspec.msgpack.decode(payload, type=WorkerConfig)
-    return msgspec.structs.replace(config, rank=rank, local_rank=rank % config.per_node)
 
 
 class Worker:
@@ -73,7 +61,7 @@ class Worker:
         self._progress: Progress = progress or (lambda phase, share: None)
         self.settings = config.settings
         self.threads = machine.use_threads(config.settings)
-        self.device = machine.choose_device(config.settings, config.base_gpu_id, config.local_rank)
+        self.device = machine.choose_device(config.settings, config.base_gpu_id, config.rank % config.per_node)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # Triton and CUDA graphs take the current device
         self.block_size = config.settings.block_size or BLOCK_SIZE[self.device.type]
