@@ -5,6 +5,8 @@ Data goes to stdout, everything else to stderr; each command returns an exit cod
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from runner.console import EXIT_FAILURE, say, style
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
+    from runner.engines import EngineEntry
     from runner.engines.environments import Accelerator, EngineStatus
 
 
@@ -70,12 +73,31 @@ def remove(name: str) -> int:
 
 
 def check(name: str) -> int:
-    """Try an engine for real; 1 if it cannot be used. Raises UsageError."""
-    from runner.engines import environments
+    """Import an engine, then run it on the demo model; a line for each verdict. 1 if it fails. Raises UsageError."""
+    from runner.engines import ENGINES, environments
 
     status = environments.check(name)
     _print("\n".join(_lines(status)))
-    return 0 if status.is_usable else EXIT_FAILURE
+    if not status.is_usable:
+        return EXIT_FAILURE
+    if name not in environments.RECIPES:
+        return 0
+    with asyncio.Runner() as runner:
+        return runner.run(_hold_trial(ENGINES[name]))
+
+
+async def _hold_trial(entry: EngineEntry) -> int:
+    from runner.trial import hold_trial
+
+    num_failed = num_passed = 0
+    async with contextlib.aclosing(hold_trial(entry)) as verdicts:
+        async for verdict in verdicts:
+            num_passed += verdict.is_passed
+            num_failed += not verdict.is_passed
+            mark = style("pass", "32", sys.stdout) if verdict.is_passed else style("FAIL", "31", sys.stdout)
+            _print(f"  {mark}  {verdict.name:<24} {verdict.detail}")
+    _print(f"{entry.name}: {num_failed} failed, {num_passed} passed")
+    return EXIT_FAILURE if num_failed else 0
 
 
 def _lines(status: EngineStatus) -> list[str]:
@@ -86,3 +108,4 @@ def _lines(status: EngineStatus) -> list[str]:
 
 def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
