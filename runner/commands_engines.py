@@ -16,6 +16,7 @@ import msgspec
 
 from runner.console import EXIT_FAILURE, say, style
 from runner.errors import UsageError
+from runner.steps import Steps
 
 if TYPE_CHECKING:
     from runner.engines import EngineEntry
@@ -50,16 +51,17 @@ def install(
     if len(accelerators) > 1:
         raise UsageError(f"one accelerator at a time; got {', '.join(f'--{name}' for name in accelerators)}")
     accelerator = cast("Accelerator", accelerators[0]) if accelerators else None
-    folder = environments.install(
-        name,
-        prebuilt=prebuilt,
-        accelerator=accelerator,
-        version=version,
-        cpu=cpu,
-        python=python,
-        if_missing=if_missing,
-        say=say,
-    )
+    with Steps() as steps:
+        folder = environments.install(
+            name,
+            prebuilt=prebuilt,
+            accelerator=accelerator,
+            version=version,
+            cpu=cpu,
+            python=python,
+            if_missing=if_missing,
+            say=steps.say,
+        )
     _print(str(folder))
     return 0
 
