@@ -90,9 +90,11 @@ class NewEnvironment:
         self._run([*command, *packages], f"the removal of {', '.join(packages)}")
 
     def _run(self, command: list[str], what: str, env: Mapping[str, str] | None = None) -> None:
+        fixed = {"PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
         temporary = self.folder / "tmp"
-        temporary.mkdir(parents=True, exist_ok=True)
-        fixed = {"TMPDIR": str(temporary), "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
+        if (self.folder / "pyvenv.cfg").exists():  # uv makes none where files are
+            temporary.mkdir(exist_ok=True)
+            fixed["TMPDIR"] = str(temporary)  # goes with the folder, whatever happens
         settings = _settings_for_uv() if self._uv else {}
         try:
             code, lines = run(command, {**os.environ, **settings, **fixed, **(env or {})}, self._progress)
