@@ -198,6 +198,7 @@ OTHER_VARIABLES: dict[str, str] = {
     "LLMRUN_LLAMACPP_LIB": "the llama.cpp library to use",
     "LLMRUN_NATIVE_PYTHON": "the Python with torch that runs out=native",
     "LLMRUN_VLLM_PYTHON": "the Python with vllm that runs out=vllm",
+    "LLMRUN_SGLANG_PYTHON": "the Python with sglang that runs out=sglang",
     "LLMRUN_NATIVE_KERNELS": "folder for the kernels that out=native compiles for this CPU",
     "LLMRUN_NOHISTORY": "1: in=text keeps no history file",
     "LLMRUN_TOKEN_ECHO_DELAY_MS": "pause of the echo engines between tokens",

@@ -31,24 +31,39 @@ def on_sigquit(signum: int = 0, frame: Any = None) -> None:
     leave("one of SGLang's processes failed (its words are above)")
 
 
-def watch_children() -> None:
-    """From now on the end of any process that SGLang started ends this one."""
-    children = multiprocessing.active_children()
-    threading.Thread(target=_wait, args=(children,), name="sglang-children", daemon=True).start()
+class Children:
+    """The processes that SGLang has started, once it is up."""
+
+    def __init__(self) -> None:
+        self._children = multiprocessing.active_children()
+        self._titles = {child.pid: _title(child) for child in self._children}
+        self._is_closing = False
+        threading.Thread(target=self._wait, name="sglang-children", daemon=True).start()
+
+    def _wait(self) -> None:
+        """The end of any of them ends this process."""
+        by_sentinel: dict[Any, Any] = {child.sentinel: child for child in self._children}
+        if not by_sentinel:
+            return
+        gone = by_sentinel[next(iter(connection.wait(list(by_sentinel))))]
+        gone.join(1.0)
+        if not self._is_closing:
+            leave(f"{self._titles[gone.pid]} (pid {gone.pid}) is gone: {describe_exit(gone.exitcode)}")
+
+    def kill(self) -> None:
+        """SIGKILL to all: they hold nothing that must be saved."""
+        self._is_closing = True
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            child.join(1.0)
 
 
-def _wait(children: list[Any]) -> None:
-    by_sentinel = {child.sentinel: child for child in children}
-    if not by_sentinel:
-        return
-    gone = by_sentinel[next(iter(connection.wait(list(by_sentinel))))]
-    gone.join(1.0)
-    leave(f"its process {gone.name} (pid {gone.pid}) is gone: {describe_exit(gone.exitcode)}")
+def _title(child: Any) -> str:
+    """What SGLang calls it: `sglang::scheduler_TP0`."""
+    import psutil
 
-
-def kill_children() -> None:
-    """SIGKILL to what SGLang started: it holds nothing that must be saved."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    for child in multiprocessing.active_children():
-        child.join(1.0)
+    try:
+        return str(psutil.Process(child.pid).cmdline()[0])
+    except (psutil.Error, IndexError):
+        return str(child.name)

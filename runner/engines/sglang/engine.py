@@ -58,6 +58,7 @@ class SglangEngine:
         self._seeds = Seeds(spec.options.seed)
         self._engine: Any = None
         self._nodes: nodes.Nodes | None = None
+        self._children: endings.Children | None = None
         self._guide: CardGuide | None = None
         self._limits = Limits(0, 0)
         self._stops: frozenset[int] = frozenset()
@@ -76,7 +77,7 @@ class SglangEngine:
             self._join(sglang.__version__)
         self.progress("loading the model", None)
         self._engine = sglang.Engine(**arguments, log_level="info", custom_sigquit_handler=endings.on_sigquit)
-        endings.watch_children()
+        self._children = endings.Children()
         if self._spec.options.node_rank:
             return EngineInfo(name=self._spec.name, version=sglang.__version__, max_running=1)
         self._take_over(asyncio.get_running_loop())
@@ -103,10 +104,8 @@ class SglangEngine:
     def _join(self, version: str) -> None:
         options = self._spec.options
         address = nodes.split_address(options.leader_addr or "")
-        interface = nodes.interface_to(address)
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            if interface:
-                os.environ.setdefault(name, interface)
+        for name, value in nodes.route_variables(address).items():
+            os.environ.setdefault(name, value)
         facts = {
             "--num-nodes": options.num_nodes,
             "--tensor-parallel-size": options.tensor_parallel_size,
@@ -252,7 +251,8 @@ class SglangEngine:
         """See Engine."""
         if self._nodes is not None:
             self._nodes.close()
-        endings.kill_children()
+        if self._children is not None:
+            self._children.kill()
 
 
 def check_names(arguments: dict[str, Any], server_args: Any) -> None:

@@ -178,20 +178,24 @@ def _connect(address: tuple[str, int], deadline: float, timeout_s: float) -> soc
             time.sleep(_RETRY_S)
 
 
-def interface_to(address: tuple[str, int]) -> str | None:
-    """The network interface that leads to `address`, for gloo and NCCL, which else guess by the host's name."""
+def route_variables(address: tuple[str, int]) -> dict[str, str]:
+    """This machine's address and interface towards node 0, as SGLang, gloo and NCCL want to be told.
+
+    Else they guess by a route to the internet or by the host's name, and wait for ever where the guess is wrong.
+    """
     import psutil
 
     try:
         with socket.socket(_family(address[0]), socket.SOCK_DGRAM) as probe:
             probe.connect(address)
-            local = probe.getsockname()[0]
+            local = str(probe.getsockname()[0])
     except OSError:
-        return None
+        return {}
+    variables = {"SGLANG_HOST_IP": local}
     for name, found in psutil.net_if_addrs().items():
         if any(one.address.split("%")[0] == local for one in found):
-            return str(name)
-    return None
+            variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return variables
 
 
 def split_address(text: str) -> tuple[str, int]:
