@@ -132,7 +132,8 @@ def retarget(folder: Path, home: Path) -> None:
             continue
         content = path.read_bytes()
         if ours in content and not content.startswith(b"\x7fELF"):
-            path.write_bytes(content.replace(ours, theirs))
+            content = content.replace(ours, theirs)
+            path.write_bytes(content.replace(os.fsencode(folder.name), os.fsencode(home.name)))  # the prompt
 
 
 def _program(base: str) -> str:
