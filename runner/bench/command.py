@@ -89,7 +89,7 @@ async def _local_target(
 ) -> tuple[Target, str, workload.CountTokens]:
     from runner.bench.local import ServiceTarget
     from runner.config_file import merge
-    from runner.launch import make_service
+    from runner.launch import start_service
     from runner.plan import make_plan
     from runner.run import find_card, preset_aliases
     from runner.words import parse_words
@@ -101,13 +101,8 @@ async def _local_target(
         extra = f"in={parsed.source}" if parsed.source is not None else repr(parsed.prompt)
         raise UsageError(f"bench: got {extra}; it takes out=… and MODEL only")
     plan = make_plan(settings, parsed._replace(source="none"), (), terminal=False, resolve=find_card)
-    service = make_service(plan)
-    try:
-        info = await service.start()
-    except BaseException:
-        await service.close()
-        raise
-    name = f"{plan.card.name} on out={plan.engine.name} {info.version}".rstrip()
+    service, info = await start_service(plan)
+    name = f"{plan.card.name} on out={info.name} {info.version}".rstrip()
     target = ServiceTarget(service, endpoint=options.endpoint)
     return target, f"{name}, in process", lambda text: len(service.tokenize(text))
 

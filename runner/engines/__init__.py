@@ -46,6 +46,7 @@ _ROWS = (
         summary="llmrun's own engine on PyTorch, CUDA and CPU",
         models=("hf", "gguf"),
         factory="runner.engines.native:make_engine",
+        command="runner.engines.native:describe_command",
         flags=ENGINE_FLAGS,
     ),
     EngineEntry(
@@ -53,6 +54,7 @@ _ROWS = (
         summary="llama.cpp, GGUF on CPU and GPU",
         models=("gguf",),
         factory="runner.engines.llamacpp:make_engine",
+        command="runner.engines.llamacpp:describe_command",
     ),
     EngineEntry(
         name="vllm",

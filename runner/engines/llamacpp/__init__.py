@@ -20,3 +20,24 @@ def make_engine(spec: EngineSpec) -> Engine:
 
     check_spec(spec)
     return ProcessEngine(spec, CHILD, kill_after_s=_KILL_AFTER_S)
+
+
+def describe_command(spec: EngineSpec) -> list[str]:
+    """For --dry-run: the child and llama.cpp's own parameters. Raises UsageError as make_engine does."""
+    import sys
+
+    from runner.engines.child_command import changed, child_command
+    from runner.engines.llamacpp.settings import check_spec
+
+    options = spec.options
+    ours = {
+        "model": spec.card.path,
+        "n_ctx": options.context_length,
+        "n_seq_max": options.max_running,
+        "n_threads": options.threads,
+        "n_gpu_layers": options.gpu_layers,
+        "main_gpu": options.base_gpu_id or None,
+        "lora": options.adapters or None,
+        "seed": options.seed,
+    }
+    return child_command(sys.executable, CHILD, {**ours, **changed(check_spec(spec))})

@@ -30,4 +30,24 @@ def make_engine(spec: EngineSpec) -> Engine:
     )
 
 
+def describe_command(spec: EngineSpec) -> list[str]:
+    """For --dry-run: the child, its Python and settings. Raises UsageError as make_engine does."""
+    from runner.engines.child_command import changed, child_command
+    from runner.engines.native.environment import ENVIRONMENT
+    from runner.engines.native.settings import read_settings
+
+    options = spec.options
+    where = {
+        "model": spec.card.path,
+        "context_length": options.context_length,
+        "tensor_parallel_size": options.tensor_parallel_size if options.tensor_parallel_size > 1 else None,
+        "num_nodes": options.num_nodes if options.num_nodes > 1 else None,
+        "node_rank": options.node_rank if options.num_nodes > 1 else None,
+        "leader_addr": options.leader_addr,
+    }
+    python = ENVIRONMENT.find(options.engine_python) or "python"
+    child = FOLLOWER if options.node_rank else CHILD
+    return child_command(python, child, {**where, **changed(read_settings(spec))})
+
+
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_OFFLINE": "1"}
