@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from runner.engines.native.layers.batch import upload
 
 _BLOCK = 64
 _SUM_BLOCK = 128
@@ -66,12 +67,6 @@ class Knobs:
             any_typical=any_typical,
             any_whole=bool((top_k >= vocab_size).any()),
         )
-
-
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A small array on the device, without waiting for what the device is doing."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def best_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +22,8 @@ from runner.engines.native.plan import StepPlan
 
 Run = Callable[[], Tensor]
 """Reads the buffers and gives hidden states; always the same tensor where it is a replay."""
-
-
-class Capture(Protocol):
-    """Turns a run into its replay; it may run it, on padding or on a step's inputs."""
-
-    def __call__(self, run: Run) -> Run:
-        """The replay."""
+Capture = Callable[[Run], Run]
+"""Turns a run into its replay; it may run it, on padding or on a step's inputs."""
 
 
 class CudaCapture:

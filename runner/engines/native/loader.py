@@ -11,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model_cards.errors import ModelFileError
 from runner.engines.native.checkpoint import TensorSource, open_folder
 from runner.engines.native.layers.decoder import Decoder
-from runner.engines.native.spec import DecoderSpec
 from runner.engines.native.weights import Fill, Fillable, Located, Names, locate
 
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,7 +50,7 @@ def load(
             _fill(path, module, model, source, known, names)
             better = replace(path, module) if replace is not None else None
             if better is not None:
-                _put(model, path, better)
+                model.set_submodule(path, better)
         model.set_context(context_length or model.spec.max_position)
     if progress is not None:
         progress("loading weights", 1.0)
@@ -80,7 +78,9 @@ def read_fill(fill: Fill, found: Located, source: TensorSource) -> Tensor:
             f"config.json asks for {list(found.shape)}: the weights are of another model than the configuration"
         )
     # an array of rows is read as the range that holds them, then picked from
-    ranges = tuple(part if isinstance(part, slice) else _hull(part) for part in found.indices)
+    ranges = tuple(
+        part if isinstance(part, slice) else slice(int(part.min()), int(part.max()) + 1) for part in found.indices
+    )
     tensor = source.read(found.name, ranges)
     if tensor.dtype not in _PLAIN:
         raise ModelFileError(
@@ -94,10 +94,6 @@ def read_fill(fill: Fill, found: Located, source: TensorSource) -> Tensor:
     return tensor.t() if found.is_transposed else tensor
 
 
-def _hull(rows: np.ndarray) -> slice:
-    return slice(int(rows.min()), int(rows.max()) + 1)
-
-
 def _missing(fill: Fill, names: Names, layer: int | None, known: set[str]) -> ModelFileError:
     wanted = names.candidates(fill.source, fill.kind, layer, fill.expert) or [f"{fill.source}.{fill.kind}"]
     shape = [span.total for span in fill.spans]
@@ -106,25 +102,3 @@ def _missing(fill: Fill, names: Names, layer: int | None, known: set[str]) -> Mo
         f"{f' of layer {layer}' if layer is not None else ''}); they hold {len(known):,} tensors, such as "
         f"{', '.join(sorted(known)[:3])}: a file is missing, or config.json is of another model"
     )
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-
-
-def build(
-    spec: DecoderSpec,
-    names: Names,
-    source: Path | TensorSource,
-    *,
-    dtype: torch.dtype,
-    device: str = "cpu",
-    **options: Any,
-) -> Decoder:
-    """A loaded Decoder of one rank; a short cut for tests and tools. `options` go to load()."""
-    from runner.engines.native.parallel import Parallel
-
-    model = Decoder(spec, options.pop("parallel", None) or Parallel.single(), dtype, device)
-    load(model, source, names, **options)
-    return model

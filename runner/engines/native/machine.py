@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runner.engines.cpus import usable_cores
 from runner.engines.native.settings import Settings
 from runner.errors import EngineStartFailed
 
@@ -108,12 +109,6 @@ def num_blocks(
 
 def use_threads(settings: Settings) -> int:
     """Set torch's threads; the number of them."""
-    threads = settings.threads or _free_cores()
+    threads = settings.threads or usable_cores()
     torch.set_num_threads(threads)
     return threads
-
-
-def _free_cores() -> int:
-    from runner.engines.cpus import usable_cores
-
-    return usable_cores()

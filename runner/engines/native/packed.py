@@ -120,8 +120,7 @@ def put_packed(
         filler = _Filler(model, source, names, path)
         better = filler.linear(module) if isinstance(module, Linear) else filler.experts(module)
         if better is not None:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, better.to(model.device))
+            model.set_submodule(path, better.to(model.device))
         elif filler.found:
             dense.append(path)
     return dense

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runner.engines.native.distribution import upload
+from runner.engines.native.layers.batch import upload
 from runner.engines.native.sampling_state import SamplingState, Stream
 
 

@@ -31,9 +31,9 @@ from runner.engines.native.distribution import (
     draw_head,
     draw_whole,
     log_probabilities,
-    upload,
 )
 from runner.engines.native.host_choice import BYTE_MASKS, Floats, best_of, choose
+from runner.engines.native.layers.batch import upload
 from runner.engines.native.penalties import Penalties
 from runner.engines.native.sampling_state import SamplingState, Stream, uniforms
 from runner.engines.native.sequence import Sample

@@ -102,35 +102,23 @@ _FUSED = {
 
 def locate(fill: Fill, names: Names, spec: DecoderSpec, layer: int | None, known: Collection[str]) -> Located | None:
     """Where the checkpoint with tensors `known` holds a Fill; None where it holds it nowhere."""
-    for module in (fill.source, _FUSED.get(fill.source)):
-        found = _first(names.candidates(module, fill.kind, layer, fill.expert), known) if module else None
-        if module is None or found is None:
-            continue
-        rows, total = fill.spans[0], fill.spans[0].total
-        first: slice | NDArray[np.int64] = slice(rows.start, rows.stop)
-        if module != fill.source:
-            first, total = _fused_rows(fill.source, rows, spec, names.qkv_layout)
-        rest = fill.spans[1:]
-        shape = (total, *(span.total for span in rest))
-        index = (first, *(slice(span.start, span.stop) for span in rest))
-        return _stored(found, shape, index, module, fill, names, spec)
+    for module in (fill.source, _FUSED.get(fill.source, fill.source)):
+        candidates = names.candidates(module, fill.kind, layer, fill.expert)
+        found = next((name for name in candidates if name in known), None)
+        if found is not None:
+            return _located(found, module, fill, names, spec)
     return None
 
 
-def _first(candidates: list[str], known: Collection[str]) -> str | None:
-    return next((name for name in candidates if name in known), None)
-
-
-def _stored(
-    name: str,
-    shape: tuple[int, ...],
-    index: tuple[slice | NDArray[np.int64], ...],
-    module: str,
-    fill: Fill,
-    names: Names,
-    spec: DecoderSpec,
-) -> Located:
-    """The canonical place as the file has it: transposed, or one of stacked experts."""
+def _located(name: str, module: str, fill: Fill, names: Names, spec: DecoderSpec) -> Located:
+    """The canonical place as the file has it: within a fused tensor, transposed, or one of stacked experts."""
+    rows, *rest = fill.spans
+    first: slice | NDArray[np.int64] = slice(rows.start, rows.stop)
+    total = rows.total
+    if module != fill.source:
+        first, total = _fused_rows(fill.source, rows, spec, names.qkv_layout)
+    shape = (total, *(span.total for span in rest))
+    index = (first, *(slice(span.start, span.stop) for span in rest))
     is_transposed = module in names.transposed and len(shape) == 2
     if is_transposed:
         shape, index = shape[::-1], index[::-1]

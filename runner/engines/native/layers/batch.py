@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runner.engines.native.plan import StepPlan
+
+_INDICES = ("token_ids", "positions", "slots", "sample_rows")
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,13 @@ class Batch:
     def from_plan(cls, plan: StepPlan, device: torch.device | str) -> Batch:
         """Copies the plan to the device; the copies of a CUDA device are asynchronous."""
         device = torch.device(device)
+        arrays = {name: getattr(plan, name).astype(np.int64) for name in _INDICES}
+        arrays |= {name: getattr(plan, name) for name in ("query_starts", "context_lens", "block_tables")}
+        tensors: dict[str, Any] = {name: upload(array, device) for name, array in arrays.items()}
+        return cls(**tensors, max_query_len=int(np.diff(plan.query_starts).max(initial=0)), plan=plan)
 
-        def tensor(array: Any, dtype: Any) -> Tensor:
-            host = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
-            if device.type == "cuda":
-                return host.pin_memory().to(device, non_blocking=True)
-            return host
 
-        return cls(
-            token_ids=tensor(plan.token_ids, np.int64),
-            positions=tensor(plan.positions, np.int64),
-            slots=tensor(plan.slots, np.int64),
-            query_starts=tensor(plan.query_starts, np.int32),
-            context_lens=tensor(plan.context_lens, np.int32),
-            block_tables=tensor(plan.block_tables, np.int32),
-            sample_rows=tensor(plan.sample_rows, np.int64),
-            max_query_len=int(np.diff(plan.query_starts).max(initial=0)),
-            plan=plan,
-        )
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on the device, without waiting for what the device is doing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

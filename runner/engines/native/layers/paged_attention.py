@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runner.engines.native.layers.batch import Batch
-from runner.engines.native.layers.cache import LayerCache
-from runner.engines.native.layers.kv_quant import dequantize_kv, quantize_kv
+from runner.engines.native.layers.cache import LayerCache, dequantize_kv, quantize_kv
 
 _MAX_QUERIES = 512
 

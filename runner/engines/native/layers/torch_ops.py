@@ -8,11 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.engines.native.layers.activation import ACTIVATIONS
 from runner.engines.native.layers.cache import LayerCache
 from runner.engines.native.layers.ops import HeadNorms, Ops, Rotation
 from runner.engines.native.layers.paged_attention import paged_attention, write_cache
 from runner.engines.native.layers.quantized_ops import int4_linear, int8_linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+"""By the names of spec.Activation."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -20,10 +20,12 @@ torch = pytest.importorskip("torch")
 from runner.engines.native.layers.batch import Batch  # noqa: E402
 from runner.engines.native.layers.cache import KVCache  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
-from runner.engines.native.loader import build  # noqa: E402
+from runner.engines.native.loader import load  # noqa: E402
 from runner.engines.native.models import find_family  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from runner.engines.native.plan import StepPlan  # noqa: E402
+from runner.engines.native.spec import DecoderSpec  # noqa: E402
+from runner.engines.native.weights import Names  # noqa: E402
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 64
@@ -118,12 +120,18 @@ def randomize(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
+def build(spec: DecoderSpec, names: Names, source: Any, *, dtype: Any = torch.float32, **options: Any) -> Decoder:
+    """A loaded Decoder of one rank; `options` go to load()."""
+    model = Decoder(spec, options.pop("parallel", None) or Parallel.single(), dtype, options.pop("device", "cpu"))
+    load(model, source, names, **options)
+    return model
+
+
 def load_folder(folder: Path, **options: Any) -> Decoder:
     """Our model of a Hugging Face folder, float32."""
     config = json.loads((folder / "config.json").read_text())
     family = find_family(config)
     assert family is not None, config["model_type"]
-    options.setdefault("dtype", torch.float32)
     return build(family.spec(config), family.names, folder, **options)
 
 

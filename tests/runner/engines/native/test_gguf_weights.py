@@ -15,14 +15,13 @@ transformers = pytest.importorskip("transformers")
 from model_cards.card import ModelCard  # noqa: E402
 from model_cards.errors import ModelFileError  # noqa: E402
 from runner.engines.native.gguf_weights import GgufSource  # noqa: E402
-from runner.engines.native.loader import build  # noqa: E402
 from runner.engines.native.models import find_family  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from runner.errors import EngineStartFailed  # noqa: E402
 from runner.types import SamplingParams  # noqa: E402
 from tests.runner.engines.llamacpp_driver import Driver  # noqa: E402
 from tests.runner.engines.native import test_models_llama, test_models_older  # noqa: E402
-from tests.runner.engines.native.families import Runner, check_logits, tokens, toy, transformers_logits  # noqa: E402
+from tests.runner.engines.native.families import Runner, build, check_logits, tokens, toy, transformers_logits  # noqa: E402
 from tests.runner.engines.native.gguf_toys import write_gguf  # noqa: E402
 
 

@@ -16,7 +16,6 @@ from runner.engines.native.cpu_decoder import CpuDecoder, accelerate  # noqa: E4
 from runner.engines.native.kernels import cpu, cpu_build  # noqa: E402
 from runner.engines.native.kernels import cpu_library as c  # noqa: E402
 from runner.engines.native.layers import torch_ops  # noqa: E402
-from runner.engines.native.layers.activation import ACTIVATIONS  # noqa: E402
 from runner.engines.native.layers.batch import Batch  # noqa: E402
 from runner.engines.native.layers.cache import KVCache, LayerCache  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
@@ -111,7 +110,7 @@ def test_norms(ops: Any, dtype: Any, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(torch_ops.ACTIVATIONS))
 def test_gate(ops: Any, dtype: Any, activation: str) -> None:
     x = 4 * normal(9, 2 * 52, dtype=dtype)
     close(ops.gate(x, activation), torch_ops.gate(x.clone(), activation), TOLERANCE[dtype])

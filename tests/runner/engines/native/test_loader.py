@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from model_cards.errors import ModelFileError, ModelNotFound  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
-from runner.engines.native.loader import build  # noqa: E402
 from runner.engines.native.models import find_family  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
-from tests.runner.engines.native.families import load_folder, toy  # noqa: E402
+from tests.runner.engines.native.families import build, load_folder, toy  # noqa: E402
 
 
 @pytest.fixture

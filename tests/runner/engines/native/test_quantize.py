@@ -17,8 +17,8 @@ from model_cards.errors import ModelFileError  # noqa: E402
 from runner.engines.native.checkpoint import open_folder  # noqa: E402
 from runner.engines.native.cpu_decoder import CpuDecoder, is_eligible  # noqa: E402
 from runner.engines.native.kernels import cpu  # noqa: E402
+from runner.engines.native.layers.cache import dequantize_kv, quantize_kv  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
-from runner.engines.native.layers.kv_quant import dequantize_kv, quantize_kv  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
 from runner.engines.native.layers.quantized_linear import (  # noqa: E402
     QuantizedExperts,
