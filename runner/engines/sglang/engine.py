@@ -7,6 +7,7 @@ when the start begins, after the variables that it reads while it is imported.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import itertools
 import os
 import signal
@@ -67,21 +68,23 @@ class SglangEngine:
 
     async def start(self) -> EngineInfo:
         """See Engine. Blocks this loop for as long as SGLang takes: its handlers want the main thread."""
+        version = importlib.metadata.version("sglang")
+        if self._spec.options.num_nodes > 1:
+            self._join(version)
         arguments = self._prepare()
         self.progress("importing sglang", None)
         import sglang
         from sglang.srt.server_args import ServerArgs
 
+        arguments = {"log_level": "info", **arguments, "custom_sigquit_handler": endings.on_sigquit}
         check_names(arguments, ServerArgs)
-        if self._spec.options.num_nodes > 1:
-            self._join(sglang.__version__)
         self.progress("loading the model", None)
-        self._engine = sglang.Engine(**arguments, log_level="info", custom_sigquit_handler=endings.on_sigquit)
+        self._engine = sglang.Engine(**arguments)
         self._children = endings.Children()
         if self._spec.options.node_rank:
-            return EngineInfo(name=self._spec.name, version=sglang.__version__, max_running=1)
+            return EngineInfo(name=self._spec.name, version=version, max_running=1)
         self._take_over(asyncio.get_running_loop())
-        info = self._describe(sglang.__version__)
+        info = self._describe(version)
         self.progress("warming up", None)
         if "embed" not in info.capabilities:
             await self._warm_up()
