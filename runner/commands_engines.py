@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from runner.engines.environments import Accelerator, EngineStatus
 
 
+_KINDS = {
+    "gguf": "GGUF files",
+    "hf": "Hugging Face folders",
+    "trtllm": "TensorRT-LLM engines",
+}
+
+
 def list_engines(*, as_json: bool = False) -> int:
     """Print every engine, whether it is usable here and, if not, the command that makes it so."""
     from runner.engines import environments
@@ -103,9 +110,16 @@ async def _hold_trial(entry: EngineEntry) -> int:
 
 
 def _lines(status: EngineStatus) -> list[str]:
+    """Usable or not, what it is and where; then what it runs, and what makes it usable."""
     mark = style("yes", "32", sys.stdout) if status.is_usable else style("no ", "33", sys.stdout)
     lines = [f"{status.name:<10} {mark}  {status.detail}"]
-    return [*lines, f"{'':<16}{style('→ ' + status.command, '2', sys.stdout)}"] if status.command else lines
+    about = [status.summary] if status.summary and status.summary != status.detail else []
+    kinds = [_KINDS[kind] for kind in status.models if kind != "none"]
+    about += [f"runs {' and '.join(kinds)}"] if kinds else []
+    about += ["needs no model"] if "none" in status.models and "no model" not in status.detail else []
+    more = ["; ".join(about)] if about else []
+    more += [f"→ {status.command}"] if status.command else []
+    return [*lines, *(f"{'':<16}{style(line, '2', sys.stdout)}" for line in more)]
 
 
 def _print(text: str) -> None:

@@ -44,6 +44,16 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     is_usable: bool
     detail: str
     command: str = ""
+    """Makes it usable, where it is not and can be."""
+    summary: str = ""
+    version: str = ""
+    where: str = ""
+    models: tuple[str, ...] = ()
+    """Kinds of weights that it runs: gguf, hf, trtllm; `none` if it needs no model."""
+    level: str = ""
+    """`tokens` (our templates, tools and stop strings), `text` (its own), or `models`."""
+    flags: tuple[str, ...] = ()
+    """Of the flags that only some engines know, those that this one honours."""
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +89,9 @@ class Recipe(Protocol):
     def describe(self, found: Path) -> str:
         """One line for people; cheap."""
 
+    def version(self, found: Path) -> str:
+        """Of the library, where files tell it; else empty. Cheap."""
+
     def check(self, found: Path) -> str:
         """Try it for real; one line for people. Raises LlmrunError."""
 
@@ -100,7 +113,7 @@ def check(name: str) -> EngineStatus:
     try:
         return msgspec.structs.replace(status, detail=recipe.check(found))
     except LlmrunError as problem:
-        return EngineStatus(name=name, is_usable=False, detail=str(problem), command=_command(name))
+        return msgspec.structs.replace(status, is_usable=False, detail=str(problem), command=_command(name))
 
 
 def install(
@@ -202,23 +215,40 @@ def _locked(root: Path, name: str, say: Say) -> Iterator[None]:
 
 
 def _status(entry: EngineEntry) -> EngineStatus:
+    about = EngineStatus(
+        name=entry.name,
+        is_usable=False,
+        detail=entry.summary,
+        summary=entry.summary,
+        models=entry.models,
+        level=entry.level,
+        flags=entry.flags,
+    )
     if not entry.factory:
         detail = "not built yet" + (f"; use {entry.instead}" if entry.instead else "")
-        return EngineStatus(name=entry.name, is_usable=False, detail=detail)
+        return msgspec.structs.replace(about, detail=detail)
     if entry.name not in RECIPES:
-        return EngineStatus(name=entry.name, is_usable=True, detail=entry.summary)
+        return msgspec.structs.replace(about, is_usable=True)
     try:
         recipe = _recipe(entry.name)
         found = recipe.find()
     except LlmrunError as problem:
-        return EngineStatus(name=entry.name, is_usable=False, detail=str(problem), command=_command(entry.name))
+        return msgspec.structs.replace(about, detail=str(problem), command=_command(entry.name))
     if found is None:
-        return EngineStatus(name=entry.name, is_usable=False, detail="not installed", command=_command(entry.name))
-    return EngineStatus(name=entry.name, is_usable=True, detail=recipe.describe(found))
+        command = _command(entry.name) + (" --cpu" if "cpu" in recipe.takes and not _has_nvidia() else "")
+        return msgspec.structs.replace(about, detail="not installed", command=command)
+    return msgspec.structs.replace(
+        about, is_usable=True, detail=recipe.describe(found), version=recipe.version(found), where=str(found)
+    )
 
 
 def _command(name: str) -> str:
     return f"llmrun engines install {name}"
+
+
+def _has_nvidia() -> bool:
+    """Whether a driver of NVIDIA is here; what it can do is the engine's to find out."""
+    return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _entry(name: str) -> EngineEntry:

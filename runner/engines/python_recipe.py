@@ -61,6 +61,10 @@ class PythonRecipe:
         """See Recipe."""
         return self.environment.describe(found)
 
+    def version(self, found: Path) -> str:
+        """See Recipe."""
+        return self.environment.version_in(found.parent.parent) or ""
+
     def check(self, found: Path) -> str:
         """See Recipe: it imports."""
         return f"{self._try(found)}; {self.describe(found)}"

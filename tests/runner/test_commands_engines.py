@@ -15,20 +15,24 @@ from runner.engines.environments import EngineStatus
 MISSING = EngineStatus(
     name="llamacpp", is_usable=False, detail="not installed", command="llmrun engines install llamacpp"
 )
-USABLE = EngineStatus(name="echo_core", is_usable=True, detail="repeats")
+USABLE = EngineStatus(name="echo_core", is_usable=True, detail="repeats", models=("gguf", "none"))
 
 
 def test_the_list_has_every_engine_and_the_command_that_helps(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["engines", "--json"]) == 0
-    assert {status["name"] for status in json.loads(capsys.readouterr().out)} == set(ENGINES)
+    told = {status["name"]: status for status in json.loads(capsys.readouterr().out)}
+    assert set(told) == set(ENGINES)
+    assert told["echo_core"]["is_usable"] and told["echo_core"]["models"] == ["gguf", "hf"]
+    assert set(told["vllm"]) >= {"version", "where", "command", "summary", "level", "flags"}
     monkeypatch.setattr(environments, "list_engines", lambda: [MISSING, USABLE])
     assert main(["engines"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["llamacpp", "no", "not", "installed"]
     assert "→ llmrun engines install llamacpp" in lines[1]
     assert lines[2].split() == ["echo_core", "yes", "repeats"]
+    assert lines[3].strip() == "runs GGUF files; needs no model"
 
 
 def test_install_passes_on_what_was_asked(

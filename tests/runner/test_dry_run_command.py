@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def test_vllm_in_its_own_flags(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "OMP_NUM_THREADS=1" in told
     rest = told[told.index(sys.executable) :]
     assert rest[1:3] == ["-m", "runner.engines.vllm.worker"]
-    pairs = list(zip(rest, rest[1:], strict=False))
+    pairs = list(itertools.pairwise(rest))
     for pair in (
         ("--max-model-len", "512"),
         ("--max-num-seqs", "4"),

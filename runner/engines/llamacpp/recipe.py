@@ -86,6 +86,12 @@ class LlamaCppRecipe:
             return f"{', '.join(names) or 'llama.cpp'} in {root}"
         return str(found)
 
+    def version(self, found: Path) -> str:
+        """See Recipe."""
+        root = installed_dir()
+        names = [path.name for path in root.glob("*.dist-info")] if found.is_relative_to(root) else []
+        return names[0].removesuffix(".dist-info").rpartition("-")[2] if names else ""
+
     def check(self, found: Path) -> str:
         """See Recipe."""
         repacks = extra_bufts_work(found)

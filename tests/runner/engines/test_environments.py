@@ -41,6 +41,9 @@ class FakeRecipe:
     def describe(self, found: Path) -> str:
         return f"fake at {found}"
 
+    def version(self, found: Path) -> str:
+        return "1"
+
     def check(self, found: Path) -> str:
         raise EngineStartFailed("it crashed with SIGILL")
 
