@@ -22,6 +22,7 @@ from runner.errors import EngineStartFailed, UsageError
 class FakeRecipe:
     """Writes one file; what it is told to."""
 
+    takes: frozenset[str] = frozenset()
     fails_with: BaseException | None = None
     content = "one"
     seconds = 0.0
