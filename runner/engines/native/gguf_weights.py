@@ -159,8 +159,3 @@ def _places(file: GgufFile) -> dict[str, _Place]:
         with GgufFile(shard, (shard,)) as part:
             places |= {info.name: _Place(info, shard, part.data_at + info.offset) for info in part.tensors}
     return places
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """A config.json made of a GGUF file. Raises as GgufSource does."""
-    return GgufSource(path).config

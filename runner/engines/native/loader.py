@@ -24,7 +24,8 @@ _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Progress = Callable[[str, float], None]
 """(phase, share done 0..1)"""
 Replace = Callable[[str, nn.Module], nn.Module | None]
-"""(path, filled module) -> another module to take its place (quantised), or None."""
+"""(path, module) -> another module to take its place (quantised), or None. `take` is asked before a module is filled,
+`replace` after."""
 
 
 def load(
@@ -33,6 +34,7 @@ def load(
     names: Names,
     *,
     progress: Progress | None = None,
+    take: Replace | None = None,
     replace: Replace | None = None,
     context_length: int | None = None,
 ) -> None:
@@ -47,8 +49,10 @@ def load(
         for done, (path, module) in enumerate(modules):
             if progress is not None:
                 progress("loading weights", done / len(modules))
-            _fill(path, module, model, source, known, names)
-            better = replace(path, module) if replace is not None else None
+            better = take(path, module) if take is not None else None
+            if better is None:
+                _fill(path, module, model, source, known, names)
+                better = replace(path, module) if replace is not None else None
             if better is not None:
                 model.set_submodule(path, better)
         model.set_context(context_length or model.spec.max_position)
@@ -56,10 +60,15 @@ def load(
         progress("loading weights", 1.0)
 
 
+def layer_of(path: str) -> int | None:
+    """The layer of a module's path, None for what is in none."""
+    return int(path.split(".")[1]) if path.startswith("layers.") else None
+
+
 def _fill(path: str, module: Any, model: Decoder, source: TensorSource, known: set[str], names: Names) -> None:
     """Give a module memory and values."""
     module.to_empty(device=model.device, recurse=False)
-    layer = int(path.split(".")[1]) if path.startswith("layers.") else None
+    layer = layer_of(path)
     for fill in module.fills():
         found = locate(fill, names, model.spec, layer, known)
         if found is None:

@@ -15,7 +15,7 @@ from runner.engines.native.checkpoint import TensorSource, open_folder
 from runner.engines.native.layers.decoder import Decoder
 from runner.engines.native.loader import load
 from runner.engines.native.models import Family, find_family
-from runner.engines.native.packed import open_packed, put_packed
+from runner.engines.native.packed import Packer, open_packed
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.quantize import Quantizer
 from runner.engines.native.settings import Settings
@@ -29,9 +29,9 @@ def read_config(card: ModelCard) -> dict[str, Any]:
     if card.path is None:
         raise EngineStartFailed(f"{card.name} has no weights on this machine; out=native needs a folder or a GGUF file")
     if card.kind == "gguf":
-        from runner.engines.native.gguf_weights import config_of
+        from runner.engines.native.gguf_weights import GgufSource
 
-        return config_of(Path(card.path))
+        return GgufSource(Path(card.path)).config
     config = read_json(Path(card.path) / "config.json")
     if not isinstance(config, dict):
         raise EngineStartFailed(f"{card.path} has no config.json that is an object")
@@ -69,11 +69,10 @@ def build_model(
     _check(spec, context_length)
     model = Decoder(spec, parallel, dtype, device)
     source = open_packed(source, config)
-    dense = put_packed(model, source, names, progress)
-    if dense:
-        sys.stderr.write(f"native: these quantised layers are made dense, and larger: {', '.join(dense)}\n")
-    replace = Quantizer(settings.quantize) if settings.quantize else None
-    load(model, source, names, progress=progress, context_length=context_length, replace=replace)
+    packer, replace = Packer(model, source, names), Quantizer(settings.quantize) if settings.quantize else None
+    load(model, source, names, progress=progress, context_length=context_length, take=packer, replace=replace)
+    if packer.dense:
+        sys.stderr.write(f"native: these quantised layers are made dense, and larger: {', '.join(packer.dense)}\n")
     return model
 
 

@@ -2,18 +2,15 @@
 
 Owns the way into the canonical layout (layers/quantized_linear.py); how each format packs numbers is in
 packed_formats.py. Reading `X.weight` of a packed module gives it dequantised, so that whatever has no quantised form
-still loads; put_packed() replaces the modules that have one.
+still loads; Packer gives the modules that have one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runner.engines.native.checkpoint import TensorSource
@@ -22,7 +19,7 @@ from runner.engines.native.layers.linear import Linear
 from runner.engines.native.layers.moe import Experts
 from runner.engines.native.layers.quantized_linear import QuantizedExperts, QuantizedLinear, QuantizedMatrix
 from runner.engines.native.layers.quantized_ops import pack_nibbles
-from runner.engines.native.loader import read_fill
+from runner.engines.native.loader import layer_of, read_fill
 from runner.engines.native.packed_formats import Codes, Layout, find_layout
 from runner.engines.native.quantize import GROUP_SIZES
 from runner.engines.native.weights import Fill, Located, Names, locate
@@ -70,12 +67,17 @@ class PackedSource:
         """Whether `X.weight` is stored quantised."""
         return name in self._packed
 
-    def matrix(self, name: str, rows: slice | NDArray[np.int64], columns: slice) -> QuantizedMatrix | None:
-        """Part of a packed weight in canonical layout; None as to_matrix."""
+    def matrix(self, place: Located) -> QuantizedMatrix | None:
+        """Part of a weight in canonical layout; None for another shape or what is not packed, and as to_matrix."""
+        is_plain = not place.is_transposed and len(place.indices) == 2
+        if not is_plain or not self.is_packed(place.name) or self.shape(place.name) != place.shape:
+            return None
+        rows, columns = place.indices
+        assert isinstance(columns, slice)
         if isinstance(rows, slice):
-            return to_matrix(self._codes(name, rows, columns))
+            return to_matrix(self._codes(place.name, rows, columns))
         first = int(rows.min())
-        codes = self._codes(name, slice(first, int(rows.max()) + 1), columns)
+        codes = self._codes(place.name, slice(first, int(rows.max()) + 1), columns)
         return to_matrix(codes.pick(torch.from_numpy(rows - first)))
 
     def _codes(self, name: str, rows: slice, columns: slice) -> Codes:
@@ -105,71 +107,45 @@ def to_matrix(codes: Codes) -> QuantizedMatrix | None:
     return QuantizedMatrix(signed, scales, zeros if zeros.any() else None, order)
 
 
-def put_packed(
-    model: Decoder, source: TensorSource, names: Names, progress: Callable[[str, float], None] | None = None
-) -> list[str]:
-    """Replace the modules of `model` whose weights are packed; call before load(), which fills the rest. The paths that
-    have packed weights but no quantised form, which load() will fill dequantised."""
-    if not isinstance(source, PackedSource):
-        return []
-    dense = []
-    modules = [(path, module) for path, module in model.named_modules() if isinstance(module, Linear | Experts)]
-    for done, (path, module) in enumerate(modules):
-        if progress is not None:
-            progress("loading quantised weights", done / len(modules))
-        filler = _Filler(model, source, names, path)
-        better = filler.linear(module) if isinstance(module, Linear) else filler.experts(module)
-        if better is not None:
-            model.set_submodule(path, better.to(model.device))
-        elif filler.found:
-            dense.append(path)
-    return dense
+class Packer:
+    """A `take` of loader.load(): (path, module) -> its quantised form, where all its weights have one."""
 
-
-class _Filler:
-    """The quantised form of one module."""
-
-    def __init__(self, model: Decoder, source: PackedSource, names: Names, path: str) -> None:
+    def __init__(self, model: Decoder, source: TensorSource, names: Names) -> None:
         self._model, self._source, self._names = model, source, names
-        self._layer = int(path.split(".")[1]) if path.startswith("layers.") else None
-        self.found = False
-        """Whether any of its weights is packed."""
+        self.dense: list[str] = []
+        """Paths with packed weights that have no quantised form: load() fills them dequantised."""
 
-    def linear(self, linear: Linear) -> nn.Module | None:
-        """None where some part has no quantised form."""
-        fills = list(linear.fills())
-        matrices = [self._matrix(fill) for fill in fills if fill.kind == "weight"]
-        parts = [matrix for matrix in matrices if matrix is not None]
-        if len(parts) < len(matrices):
+    def __call__(self, path: str, module: nn.Module) -> nn.Module | None:
+        """None leaves the module to load(), which also says what is wrong or missing."""
+        source, known = self._source, self._source.names()
+        if not isinstance(source, PackedSource) or not isinstance(module, Linear | Experts):
             return None
-        if linear.bias is not None:
-            places = [(fill, self._locate(fill)) for fill in fills if fill.kind == "bias"]
-            biases = [read_fill(fill, place, self._source) for fill, place in places if place is not None]
-            if len(biases) < len(places):
-                return None  # load() says what is missing
-            linear.bias = nn.Parameter(torch.cat(biases).to(linear.bias.dtype), requires_grad=False)
-        return QuantizedLinear(linear, parts)
-
-    def experts(self, experts: Experts) -> nn.Module | None:
-        """The same for every expert's gate, up and down."""
-        found: dict[str, list[QuantizedMatrix]] = {}
-        for fill in experts.fills():
-            matrix = self._matrix(fill)
-            if matrix is None:
-                return None
-            found.setdefault(fill.source.rsplit(".", 1)[-1], []).append(matrix)
-        return QuantizedExperts(experts, list(zip(found["gate"], found["up"], strict=True)), found["down"])
-
-    def _matrix(self, fill: Fill) -> QuantizedMatrix | None:
-        place = self._locate(fill)
-        if place is None or not self._source.is_packed(place.name):
+        places = [(fill, locate(fill, self._names, self._model.spec, layer_of(path), known)) for fill in module.fills()]
+        if not any(place is not None and source.is_packed(place.name) for _, place in places):
             return None
-        self.found = True
-        if place.is_transposed or len(place.indices) != 2 or self._source.shape(place.name) != place.shape:
-            return None  # load() says what is wrong with it
-        rows, columns = place.indices
-        assert isinstance(columns, slice)
-        return self._source.matrix(place.name, rows, columns)
+        form = _quantized(module, places, source)
+        if form is None:
+            self.dense.append(path)
+        return None if form is None else form.to(self._model.device)
 
-    def _locate(self, fill: Fill) -> Located | None:
-        return locate(fill, self._names, self._model.spec, self._layer, self._source.names())
+
+def _quantized(
+    module: Linear | Experts, places: list[tuple[Fill, Located | None]], source: PackedSource
+) -> nn.Module | None:
+    parts: dict[str, list[QuantizedMatrix]] = {}
+    biases: list[Tensor] = []
+    for fill, place in places:
+        if place is None:
+            return None
+        if fill.kind == "bias":
+            biases.append(read_fill(fill, place, source))
+            continue
+        matrix = source.matrix(place)
+        if matrix is None:
+            return None
+        parts.setdefault(fill.source.rsplit(".", 1)[-1], []).append(matrix)
+    if isinstance(module, Experts):
+        return QuantizedExperts(module, list(zip(parts["gate"], parts["up"], strict=True)), parts["down"])
+    if module.bias is not None:
+        module.bias = nn.Parameter(torch.cat(biases).to(module.bias.dtype), requires_grad=False)
+    return QuantizedLinear(module, [matrix for matrices in parts.values() for matrix in matrices])

@@ -37,7 +37,6 @@ class MoeSpec:
     intermediate_size: int
     normalize: bool = True
     """Divide the chosen experts' weights by their sum."""
-    score: Literal["softmax", "sigmoid"] = "softmax"
     shared_intermediate_size: int = 0
     """Size of an expert that every token uses; 0 for none."""
     shared_gate: bool = False

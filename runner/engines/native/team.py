@@ -6,17 +6,14 @@ worker's matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from runner.engines.base import EngineSpec
 from runner.engines.native.channel import pack_plan
 from runner.engines.native.group import open_store
 from runner.engines.native.plan import StepPlan
 from runner.engines.native.ranks import Ranks
 from runner.engines.native.settings import Settings
-from runner.engines.native.worker import Worker, WorkerConfig
+from runner.engines.native.worker import Progress, Worker, WorkerConfig
 
-Progress = Callable[[str, float | None], None]
 _PATIENCE = 0.9
 """Of the start's time limit: we say which rank is missing before the launcher only says that it took too long."""
 

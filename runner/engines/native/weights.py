@@ -67,8 +67,6 @@ class Names:
     qkv_layout: QkvLayout = "concat"
     transposed: frozenset[str] = frozenset()
     """Canonical modules whose weight is stored [in, out] (GPT-2's Conv1D)."""
-    bare: frozenset[str] = frozenset()
-    """Canonical modules whose tensor is named without `.weight`."""
 
     def __or__(self, templates: Mapping[str, str | tuple[str, ...]]) -> Names:
         """The same with some templates changed or added."""
@@ -79,8 +77,7 @@ class Names:
         templates = self.templates.get(module, ())
         templates = (templates,) if isinstance(templates, str) else templates
         names = [template.replace("{i}", str(layer)).replace("{e}", str(expert)) for template in templates]
-        suffix = "" if module in self.bare else f".{kind}"
-        return [prefix + name + suffix for prefix in self.prefixes for name in names]
+        return [f"{prefix}{name}.{kind}" for prefix in self.prefixes for name in names]
 
 
 class Located(NamedTuple):

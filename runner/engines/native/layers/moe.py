@@ -63,9 +63,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden]"""
-        logits = self.router(x).float()
-        scores = logits.softmax(-1) if self.moe.score == "softmax" else logits.sigmoid()
-        weights, ids = scores.topk(self.moe.top_k, -1)
+        weights, ids = self.router(x).float().softmax(-1).topk(self.moe.top_k, -1)
         if self.moe.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
         out: Tensor = self.experts(x, ids, weights)

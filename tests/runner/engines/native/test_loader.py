@@ -113,14 +113,15 @@ def test_stacked_experts(tmp_path: Path) -> None:
     for layer in range(2):
         prefix = f"model.layers.{layer}.block_sparse_moe.experts"
         for part in ("w1", "w2", "w3"):
-            weights[f"{prefix}.{part}"] = torch.stack([weights.pop(f"{prefix}.{e}.{part}.weight") for e in range(3)])
+            weights[f"{prefix}.{part}.weight"] = torch.stack(
+                [weights.pop(f"{prefix}.{e}.{part}.weight") for e in range(3)]
+            )
     save_file(weights, tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
     family = find_family(config)
     assert family is not None
     stacked = {name: template.replace(".{e}", "") for name, template in family.names.templates.items()}
-    bare = frozenset(name for name in stacked if "experts" in name)
-    names = dataclasses.replace(family.names, templates=stacked, bare=bare)
+    names = dataclasses.replace(family.names, templates=stacked)
     assert same(build(family.spec(config), names, tmp_path, dtype=torch.float32), wanted)
 
 

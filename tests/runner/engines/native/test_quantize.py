@@ -28,7 +28,7 @@ from runner.engines.native.layers.quantized_linear import (  # noqa: E402
 from runner.engines.native.layers.quantized_ops import pack_nibbles, unpack_nibbles  # noqa: E402
 from runner.engines.native.loader import load  # noqa: E402
 from runner.engines.native.models import find_family  # noqa: E402
-from runner.engines.native.packed import open_packed, put_packed  # noqa: E402
+from runner.engines.native.packed import Packer, open_packed  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from runner.engines.native.quantize import Quantizer, quantize  # noqa: E402
 from runner.errors import EngineStartFailed  # noqa: E402
@@ -55,9 +55,9 @@ def load_packed(folder: Path, parallel: Parallel | None = None) -> tuple[Decoder
     family: Any = find_family(config)
     source = open_packed(open_folder(folder), config)
     model = Decoder(family.spec(config), parallel or Parallel.single(), torch.float32, "cpu")
-    dense = put_packed(model, source, family.names)
-    load(model, source, family.names)
-    return model, dense
+    packer = Packer(model, source, family.names)
+    load(model, source, family.names, take=packer)
+    return model, packer.dense
 
 
 # --- at load ----------------------------------------------------------------------------------------------------------
