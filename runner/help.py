@@ -38,7 +38,8 @@ ENGINE_HELP = (
     ("pystr:FILE.py, pytok:FILE.py", "your own Python: text, token ids"),
     ("mocker", "simulated timing of a GPU engine"),
     ("vllm", "vLLM's EngineCore in its own environment: Hugging Face folders"),
-    ("sglang trtllm mistralrs triton dyn", "known; not built yet"),
+    ("sglang", "SGLang in its own environment, one machine or several: Hugging Face folders"),
+    ("trtllm mistralrs triton dyn", "known; not built yet"),
 )
 COMMANDS = (
     ("show MODEL", "what a model is: its card"),
