@@ -33,7 +33,7 @@ from runner.engines.sglang.sampling import (
     is_steered,
     sampling_map,
 )
-from runner.engines.sglang.settings import Settings, cpu_variables, on_cpu, read_settings
+from runner.engines.sglang.settings import LATE_SAMPLING, Settings, cpu_variables, on_cpu, read_settings
 from runner.errors import EngineFailed, EngineStartFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
@@ -78,6 +78,8 @@ class SglangEngine:
 
         arguments = {"log_level": "info", **arguments, "custom_sigquit_handler": endings.on_sigquit}
         check_names(arguments, ServerArgs)
+        if not _samples_late():
+            arguments["disable_overlap_schedule"] = True
         self.progress("loading the model", None)
         self._engine = sglang.Engine(**arguments)
         self._children = endings.Children()
@@ -273,6 +275,15 @@ def resolved_value(server_args: Any, name: str) -> Any:
     """What SGLang made of an argument that was left to it."""
     resolve = getattr(server_args, "resolved_dict", None)
     return (resolve() if resolve is not None else vars(server_args)).get(name)
+
+
+def _samples_late() -> bool:
+    """Whether this SGLang knows the variable; older ones must do without the overlap scheduler."""
+    try:
+        from sglang.srt.environ import envs
+    except ImportError:
+        return False
+    return hasattr(envs, LATE_SAMPLING)
 
 
 def _has_accelerator() -> bool:

@@ -53,10 +53,11 @@ _VARIABLES = {
     "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
     "SGLANG_BLOCK_NONZERO_RANK_CHILDREN": "0",  # a follower's Engine() returns; we watch its processes ourselves
     "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",  # log-probabilities do not depend on the temperature
-    "SGLANG_ENABLE_DELAY_SAMPLE": "1",  # the overlap scheduler samples after the last step's tokens are known
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
+LATE_SAMPLING = "SGLANG_ENABLE_DELAY_SAMPLE"
+"""SGLang's overlap scheduler samples when the last step's tokens are known; else our processor would be one late."""
 _CPU_VARIABLES = {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1"}
 _CPU_ARGUMENTS: dict[str, Any] = {
     "device": "cpu",
@@ -143,6 +144,7 @@ def _model(spec: EngineSpec) -> str:
 def _environment(options: EngineOptions) -> dict[str, str]:
     """Variables that the user has set win."""
     env = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
+    env[LATE_SAMPLING] = "1"
     if options.threads is not None:
         env["OMP_NUM_THREADS"] = str(options.threads)
     return env
