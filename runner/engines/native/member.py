@@ -1,6 +1,7 @@
 """A rank that is not 0: joins the leader, does what it says, and ends when it is gone.
 
-Serves rank processes (rank_process.py) and the engine process of a follower node (follower.py).
+`python -m runner.engines.native.member RANK HOST PORT` is one in a process of its own, whose EngineSpec is stdin; the
+other kind is in the engine process of a follower node (follower.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from runner.engines.base import EngineSpec
 from runner.engines.failures import describe
 from runner.engines.native.channel import LOST, Channel, unpack_plan
+from runner.engines.native.ranks import TOKEN_VARIABLE
 from runner.engines.native.worker import Worker, WorkerConfig
 from runner.errors import EngineFailed, EngineStartFailed
 
@@ -101,3 +103,24 @@ class Member:
         """Safe twice."""
         if self._channel is not None:
             self._channel.close()
+
+
+def main() -> None:
+    """Serve until the leader says close or is gone; never returns."""
+    rank, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=EngineSpec)
+    member = Member(spec, rank, (host, port), os.environ.get(TOKEN_VARIABLE, ""))
+    code = 0
+    try:
+        member.join(spec.options.start_timeout_s)
+        while member.handle(None):
+            pass
+    except BaseException as error:
+        sys.stderr.write(f"native: rank {rank} ends: {describe(error)}\n")
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)  # no atexit: a library's teardown must not keep the process
+
+
+if __name__ == "__main__":
+    main()

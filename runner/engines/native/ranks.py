@@ -56,7 +56,7 @@ class LocalRank:
 
     def __init__(self, spec: EngineSpec, rank: int, address: tuple[str, int], token: str) -> None:
         self.rank = rank
-        command = [sys.executable, "-m", "runner.engines.native.rank_process", str(rank), address[0], str(address[1])]
+        command = [sys.executable, "-m", "runner.engines.native.member", str(rank), address[0], str(address[1])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, TOKEN_VARIABLE: token})
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died already: seen when it does not connect

@@ -50,7 +50,7 @@ async def answers(engine: Engine) -> list[list[int]]:
 
 def rank_processes(engine: Any) -> list[psutil.Process]:
     children = psutil.Process(engine.pid).children(recursive=True)
-    return [child for child in children if "runner.engines.native.rank_process" in child.cmdline()]
+    return [child for child in children if "runner.engines.native.member" in child.cmdline()]
 
 
 async def test_two_ranks_give_the_ids_of_one_and_none_is_left(toy: Path) -> None:
