@@ -54,6 +54,7 @@ COMMANDS = (
 NOTES = (
     "MODEL is a file, a folder, a preset's alias or a Hub id. A word alone that is none of these is a PROMPT for the "
     "demo model. A model that is named like a command is reached as ./show.",
+    "out=A,B tries engines in order, such as out=vllm,llamacpp, and says why it moves on.",
     "Every flag is also a variable (LLMRUN_HTTP_PORT) and a key of --config FILE.toml (http_port). A flag beats the "
     "variable, the variable beats the file.",
 )
