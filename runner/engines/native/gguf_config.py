@@ -102,10 +102,6 @@ def _rope_scaling(file: GgufFile, name: str, factors: Factors) -> dict[str, Any]
     return scaling | betas | {"rope_type": kind} | ({"attention_factor": attention} if attention else {})
 
 
-def _llama(file: GgufFile, config: dict[str, Any], tensors: set[str]) -> dict[str, Any]:
-    return {"model_type": "mixtral"} if config.get("num_experts") else {}
-
-
 def _gemma(file: GgufFile, config: dict[str, Any], tensors: set[str]) -> dict[str, Any]:
     """llama.cpp knows Gemma's 27B models, whose scores are scaled otherwise, by their number of layers."""
     is_27b = config["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}.get(file.architecture or "")
@@ -148,8 +144,9 @@ def _baichuan(file: GgufFile, config: dict[str, Any], tensors: set[str]) -> dict
 
 
 _FAMILIES: dict[str, Callable[[GgufFile, dict[str, Any], set[str]], dict[str, Any]]] = {
-    "llama": _llama, "gemma2": _gemma, "gemma3": _gemma, "qwen2moe": _moe, "qwen3moe": _moe, "falcon": _falcon,
+    "gemma2": _gemma, "gemma3": _gemma, "qwen2moe": _moe, "qwen3moe": _moe, "falcon": _falcon,
     "mpt": _mpt, "stablelm": _stablelm, "baichuan": _baichuan,
+    "llama": lambda file, config, tensors: {"model_type": "mixtral"} if config.get("num_experts") else {},
     "starcoder": lambda file, config, tensors: {"multi_query": config["num_key_value_heads"] == 1},
     "chatglm": lambda file, config, tensors: {"multi_query_attention": True, "padded_vocab_size": config["vocab_size"]},
     "command-r": lambda file, config, tensors: {"use_qk_norm": "blk.0.attn_q_norm.weight" in tensors},

@@ -119,10 +119,8 @@ class DecoderSpec:
         """The sliding window of a layer, None for full attention."""
         return self.windows[layer] if self.windows else None
 
-    def has_rope(self, layer: int) -> bool:
-        """Whether q and k of this layer are rotated."""
-        return self.position == "rope" and layer not in self.no_rope_layers
-
-    def rope_of(self, layer: int) -> RopeSpec:
-        """The rotary positions of a layer."""
+    def rope_of(self, layer: int) -> RopeSpec | None:
+        """The rotary positions of a layer, None for one whose q and k are not rotated."""
+        if self.position != "rope" or layer in self.no_rope_layers:
+            return None
         return self.rope_local if self.rope_local is not None and self.window(layer) is not None else self.rope

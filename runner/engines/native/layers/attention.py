@@ -27,11 +27,10 @@ class Attention(nn.Module):
         window: int | None = None,
         softcap: float | None = None,
         alibi_slopes: Sequence[float] | None = None,
-        layer_index: int = 0,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.scale, self.window, self.softcap, self.layer_index = scale, window, softcap, layer_index
+        self.scale, self.window, self.softcap = scale, window, softcap
         self.slopes = tuple(alibi_slopes) if alibi_slopes else None
         self.alibi_slopes: Tensor | None = None
         self.cache: LayerCache | None = None

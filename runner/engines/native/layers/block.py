@@ -41,7 +41,7 @@ class SelfAttention(nn.Module):
         slopes = spec.alibi_slopes[heads.start : heads.stop] if spec.position == "alibi" else None
         scale = dim**-0.5 if spec.scale is None else spec.scale
         self.attention = Attention(heads.length, kv_heads.length, dim, scale, spec.window(layer), spec.attn_softcap,
-                                   slopes, layer)  # fmt: skip
+                                   slopes)  # fmt: skip
         self.q_norm: Norm | None = None
         self.k_norm: Norm | None = None
         if spec.qk_norm == "head":

@@ -81,7 +81,7 @@ def _distinct_ropes(spec: DecoderSpec) -> tuple[list[RopeSpec], list[int]]:
     distinct: list[RopeSpec] = []
     index = []
     for layer in range(spec.num_layers):
-        rope = spec.rope_of(layer) if spec.has_rope(layer) else None
+        rope = spec.rope_of(layer)
         if rope is not None and not rope.dim:
             rope = replace(rope, dim=spec.head_dim)
         if rope is not None and rope not in distinct:

@@ -98,12 +98,9 @@ class TransformersDecoder(Decoder):
             _refuse(self.causal, f"it wants {what}")
         if v.shape[-1] > k.shape[-1] or q.shape[1] % k.shape[1]:
             _refuse(self.causal, f"its attention has the shapes {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
-        index = len(self.paged)
         scale = options.get("scaling") or k.shape[-1] ** -0.5
-        window = options.get("sliding_window") or _stated_window(self.causal.config.get_text_config(), index)
-        attention = Attention(
-            q.shape[1], k.shape[1], k.shape[-1], float(scale), window, options.get("softcap"), None, index
-        )
+        window = options.get("sliding_window") or _stated_window(self.causal.config.get_text_config(), len(self.paged))
+        attention = Attention(q.shape[1], k.shape[1], k.shape[-1], float(scale), window, options.get("softcap"))
         self._by_module[id(module)] = attention
         self.paged.append(attention)
         return attention
