@@ -116,6 +116,21 @@ def check_compiler() -> list[Check]:
     return [Check("compiler", "ok", f"{shutil.which(compiler)}")]
 
 
+def check_installer() -> list[Check]:
+    """What makes an engine's environment."""
+    import importlib.util
+
+    from runner.engines.new_environment import find_uv
+
+    uv = find_uv()
+    if uv is not None:
+        return [Check("installer", "ok", f"uv, {uv}")]
+    if importlib.util.find_spec("ensurepip") is None:
+        step = "install uv, or venv (Debian: apt install python3-venv)"
+        return [Check("installer", "warn", "neither uv nor venv with pip; no engine can be installed", step)]
+    return [Check("installer", "ok", "venv and pip; uv would be quicker")]
+
+
 def check_engines() -> list[Check]:
     """Which engines are usable, and the command that makes one so."""
     from runner.engines.environments import list_engines
@@ -180,6 +195,7 @@ CHECKS: tuple[Callable[[], list[Check]], ...] = (
     check_disk,
     check_gpu,
     check_compiler,
+    check_installer,
     check_engines,
     check_hub,
     check_ports,

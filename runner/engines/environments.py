@@ -142,7 +142,7 @@ def install(
         if if_missing and (found := recipe.find()) is not None:
             return found  # somebody else installed it while we waited
         _sweep(root, name)
-        return _install(root, name, recipe, wish, say)
+        return _install(root, name, recipe, _settled(recipe, wish, say), say)
 
 
 def remove(name: str) -> bool:
@@ -164,6 +164,14 @@ def _refuse(name: str, recipe: Recipe, wish: Wish) -> None:
         takes = ", ".join(f"--{word}" for word in sorted(recipe.takes)) or "no such flags"
         got = ", ".join(f"--{word}" for word in wrong)
         raise UsageError(f"`llmrun engines install {name}` does not know {got}; it takes {takes}")
+
+
+def _settled(recipe: Recipe, wish: Wish, say: Say) -> Wish:
+    """Where an engine has two builds and none is named, the one for this machine."""
+    if "cpu" not in recipe.takes or wish.cpu or wish.accelerator is not None or _has_nvidia():
+        return wish
+    say("there is no NVIDIA driver here: taking the build for the CPU (--cuda takes the other)")
+    return msgspec.structs.replace(wish, cpu=True)
 
 
 def _install(root: Path, name: str, recipe: Recipe, wish: Wish, say: Say) -> Path:
@@ -235,8 +243,7 @@ def _status(entry: EngineEntry) -> EngineStatus:
     except LlmrunError as problem:
         return msgspec.structs.replace(about, detail=str(problem), command=_command(entry.name))
     if found is None:
-        command = _command(entry.name) + (" --cpu" if "cpu" in recipe.takes and not _has_nvidia() else "")
-        return msgspec.structs.replace(about, detail="not installed", command=command)
+        return msgspec.structs.replace(about, detail="not installed", command=_command(entry.name))
     return msgspec.structs.replace(
         about, is_usable=True, detail=recipe.describe(found), version=recipe.version(found), where=str(found)
     )

@@ -28,6 +28,10 @@ _FAULTS = (
         r"Connection refused|ConnectTimeout|Could not find a version that satisfies",
         "the package index cannot be reached, or has no such version; check the network, --version and pip's settings",
     ),
+    (
+        r"ensurepip is not\s+available|No module named '?ensurepip|No module named '?venv",
+        "this Python makes no environments (Debian, Ubuntu: apt install python3-venv); or install uv, which does",
+    ),
     (r"No module named pip", "this Python has no pip; run: {python} -m ensurepip"),
     (
         r"CMAKE_(C|CXX)_COMPILER|No CMAKE_CXX_COMPILER could be found",

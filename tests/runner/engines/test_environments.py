@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,13 @@ class FakeRecipe:
     """Writes one file; what it is told to."""
 
     takes: frozenset[str] = frozenset()
+    wish: Wish | None = None
     fails_with: BaseException | None = None
     content = "one"
     seconds = 0.0
 
     def build(self, folder: Path, wish: Wish, say: environments.Say) -> None:
+        self.wish = wish
         (folder / "half").write_text("half made")
         time.sleep(self.seconds)
         if self.fails_with is not None:
@@ -148,6 +151,21 @@ def test_check_tries_it_for_real(fake: FakeRecipe) -> None:
     status = check("llamacpp")
     assert not status.is_usable
     assert "SIGILL" in status.detail
+
+
+@pytest.mark.parametrize(("wish", "is_cpu"), [({}, True), ({"accelerator": "cuda"}, False), ({"cpu": True}, True)])
+def test_a_machine_without_nvidia_gets_the_build_for_the_cpu(
+    fake: FakeRecipe, monkeypatch: pytest.MonkeyPatch, wish: dict[str, Any], is_cpu: bool
+) -> None:
+    fake.takes = frozenset({"cpu", "cuda"})
+    monkeypatch.setattr(environments, "_has_nvidia", lambda: False)
+    said: list[str] = []
+    install("llamacpp", say=said.append, **wish)
+    assert fake.wish is not None and fake.wish.cpu is is_cpu
+    assert any("no NVIDIA driver" in line for line in said) is (wish == {})
+    monkeypatch.setattr(environments, "_has_nvidia", lambda: True)
+    install("llamacpp", say=said.append)
+    assert not fake.wish.cpu
 
 
 def test_unknown_and_unneeded_engines() -> None:
