@@ -104,6 +104,11 @@ class SglangEngine:
         if "device" not in arguments and not _has_accelerator():
             arguments = on_cpu(arguments, options)
             os.environ.update(cpu_variables(options))
+        if arguments.get("device") == "cpu" and self._settings.adapters:
+            raise EngineStartFailed(
+                "SGLang runs no LoRA adapters on a CPU: it wants memory that only a GPU's driver gives",
+                hint="leave --lora out, or use out=llamacpp with a GGUF file",
+            )
         return arguments
 
     def _join(self, version: str) -> None:
