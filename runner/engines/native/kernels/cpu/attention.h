@@ -224,8 +224,9 @@ class Tile {
             for (int d = 0; d < dim_; d += W)
                 transpose(values_ + (int64_t)j * padded_ + d, padded_, keys_ + (int64_t)(j / NR) * padded_ * NR + d * NR + j % NR,
                           NR);
+        AskNothing none;
         for (int j = 0; j < count; j += NR)
-            f32_panel<false>(rows_, q_, padded_, keys_ + (int64_t)j * padded_, NR, dim_, scores_ + j, KEYS);
+            f32_panel<false>(rows_, q_, padded_, keys_ + (int64_t)j * padded_, NR, dim_, scores_ + j, KEYS, none);
     }
 
     // Scores of one row -> exp(score - largest), and what was summed before is scaled to the new largest.
@@ -272,8 +273,9 @@ class Tile {
         }
         if (dim_ != padded_)
             for (int j = 0; j < count; j++) std::fill_n(values_ + (int64_t)j * padded_ + dim_, padded_ - dim_, 0.0f);
+        AskNothing none;
         for (int d = 0; d < padded_; d += NR)
-            f32_panel<true>(rows_, scores_, KEYS, values_ + d, padded_, count, out_ + d, padded_);
+            f32_panel<true>(rows_, scores_, KEYS, values_ + d, padded_, count, out_ + d, padded_, none);
     }
 
     void write_out() {

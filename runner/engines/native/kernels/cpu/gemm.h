@@ -30,6 +30,7 @@ constexpr int MR = 6;
 constexpr int MR = 4;
 #endif
 constexpr int BLOCK_M = 96;  // a multiple of MR and TILE_ROWS
+constexpr int KSTEP = 4;     // values of k between two looks ahead
 constexpr int64_t BLOCK_BYTES = 1 << 20;  // of A that stay in the L2 cache while panels pass by
 
 inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
@@ -220,32 +221,48 @@ inline void unpack_row(const Weight& w, int r, float* to) {
 }
 
 // --- float32: R rows of A by one panel (rows of B `ldb` apart) -----------------------------------------------------------
-template <int R, bool ADD>
-inline void f32_kernel(const float* a, int64_t lda, const float* b, int64_t ldb, int k, float* c, int64_t ldc) {
+
+// What is asked of memory while a panel is multiplied, so that memory and arithmetic go on together.
+struct AskNothing {  // it is in the cache, or there is one row, with which the processor's own prefetcher keeps up
+    static constexpr bool IS_OF_THIS_PANEL = false;
+    template <int R>
+    void ask() {}
+};
+struct AskThisPanel : AskNothing {
+    static constexpr bool IS_OF_THIS_PANEL = true;
+};
+struct AskNextPanel {  // a few lines at a time: the rows that pass by the present one share them out
+    static constexpr bool IS_OF_THIS_PANEL = false;
+    const char *at, *end;
+    int rows;
+    template <int R>
+    void ask() {  // R rows by KSTEP values of k are next
+        const char* to = std::min(end, at + (2 * KSTEP * R + rows - 1) / rows * 64);
+        for (; at < to; at += 64) __builtin_prefetch(at);
+    }
+};
+
+template <int R, bool ADD, class Asks>
+inline void f32_kernel(const float* a, int64_t lda, const float* b, int64_t ldb, int k, float* c, int64_t ldc, Asks& asks) {
     constexpr int U = R == 1 ? 4 : R <= 3 ? 2 : 1;  // chains of their own hide the latency of FMA
     vf acc[U][R][2] = {};
-    int i = 0;
-    for (; i + U <= k; i += U)
-        for (int u = 0; u < U; u++) {
-            const vf b0 = load(b + (i + u) * ldb), b1 = load(b + (i + u) * ldb + W);
-            if constexpr (R > 1) {  // with one row the processor's own prefetcher keeps up
-                __builtin_prefetch((const char*)(b + (i + u) * ldb) + AHEAD);
-                __builtin_prefetch((const char*)(b + (i + u) * ldb + W) + AHEAD);
-            }
-            for (int r = 0; r < R; r++) {
-                const vf x = splat(a[r * lda + i + u]);
-                acc[u][r][0] += x * b0;
-                acc[u][r][1] += x * b1;
-            }
-        }
-    for (; i < k; i++) {
+    const auto add = [&](int i, int u) {
         const vf b0 = load(b + i * ldb), b1 = load(b + i * ldb + W);
+        if constexpr (Asks::IS_OF_THIS_PANEL && R > 1)
+            for (int j = 0; j < NR; j += W) __builtin_prefetch((const char*)(b + i * ldb + j) + AHEAD);
         for (int r = 0; r < R; r++) {
             const vf x = splat(a[r * lda + i]);
-            acc[0][r][0] += x * b0;
-            acc[0][r][1] += x * b1;
+            acc[u][r][0] += x * b0;
+            acc[u][r][1] += x * b1;
         }
+    };
+    int i = 0;
+    for (; i + KSTEP <= k;) {
+        asks.template ask<R>();
+        for (const int end = i + KSTEP; i < end; i += U)
+            for (int u = 0; u < U; u++) add(i + u, u);
     }
+    for (; i < k; i++) add(i, 0);
     for (int r = 0; r < R; r++)
         for (int j = 0; j < 2; j++) {
             vf s = acc[0][r][j];
@@ -255,12 +272,13 @@ inline void f32_kernel(const float* a, int64_t lda, const float* b, int64_t ldb,
         }
 }
 
-template <bool ADD, int R = MR>
-inline void f32_panel(int rows, const float* a, int64_t lda, const float* b, int64_t ldb, int k, float* c, int64_t ldc) {
+template <bool ADD, class Asks, int R = MR>
+inline void f32_panel(int rows, const float* a, int64_t lda, const float* b, int64_t ldb, int k, float* c, int64_t ldc,
+                      Asks& asks) {
     if constexpr (R > 1)
-        if (rows < R) return f32_panel<ADD, R - 1>(rows, a, lda, b, ldb, k, c, ldc);
-    f32_kernel<R, ADD>(a, lda, b, ldb, k, c, ldc);
-    if (rows > R) f32_panel<ADD, R>(rows - R, a + R * lda, lda, b, ldb, k, c + R * ldc, ldc);
+        if (rows < R) return f32_panel<ADD, Asks, R - 1>(rows, a, lda, b, ldb, k, c, ldc, asks);
+    f32_kernel<R, ADD>(a, lda, b, ldb, k, c, ldc, asks);
+    if (rows > R) f32_panel<ADD, Asks, R>(rows - R, a + R * lda, lda, b, ldb, k, c + R * ldc, ldc, asks);
 }
 
 // --- bfloat16 without tiles ----------------------------------------------------------------------------------------------
@@ -342,10 +360,15 @@ void gemm(Pool& pool, const Weight& w, int m, const void* a, int64_t lda, const 
             }
             if (w.bits) expand_panel(w, p, dense);
             const char* panel = w.bits ? dense : w.panel(p);
+            const bool asks_next = end - begin > MR && !w.bits && p + 1 < (pool.active() == 1 ? panels : last);
+            AskNextPanel next{asks_next ? w.panel(p + 1) : nullptr, asks_next ? w.panel(p + 2) : nullptr, end - begin};
+            AskThisPanel this_one;
             for (int row = begin; row < end;) {
                 const int rows = std::min(end - row, w.type == F32 ? F32_ROWS : TILE_ROWS);
                 if (w.type == F32) {
-                    f32_panel<false>(rows, (const float*)a + row * lda, lda, (const float*)panel, NR, kpad, c, NR);
+                    const float* rows_of_a = (const float*)a + row * lda;
+                    if (asks_next) f32_panel<false>(rows, rows_of_a, lda, (const float*)panel, NR, kpad, c, NR, next);
+                    else f32_panel<false>(rows, rows_of_a, lda, (const float*)panel, NR, kpad, c, NR, this_one);
                 } else {
                     const bf16* rows_of_a = (const bf16*)a + row * lda;
 #if defined(LLMRUN_AMX)
