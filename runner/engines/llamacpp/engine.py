@@ -17,11 +17,12 @@ from runner.engines.base import EngineSpec, StepOutput
 from runner.engines.card_guide import CardGuide
 from runner.engines.cpus import usable_cores
 from runner.engines.guidance import CAPABILITIES as GUIDED
+from runner.engines.host_memory import free_host_bytes
 from runner.engines.llamacpp.context import Context, DecodeResult
 from runner.engines.llamacpp.embeddings import Embedder, pooling_of
 from runner.engines.llamacpp.library import Library, require_library
 from runner.engines.llamacpp.lora import Adapters, parse_adapters
-from runner.engines.llamacpp.memory import KvPlan, bytes_per_value, free_host_bytes, plan_kv
+from runner.engines.llamacpp.memory import KvPlan, bytes_per_value, plan_kv
 from runner.engines.llamacpp.model import Model
 from runner.engines.llamacpp.offload import choose_gpu_layers, count_layers
 from runner.engines.llamacpp.probe import extra_bufts_work

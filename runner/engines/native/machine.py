@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from runner.engines.cpus import usable_cores
+from runner.engines.host_memory import free_host_bytes
 from runner.engines.native.settings import Settings
 from runner.errors import EngineStartFailed
 
@@ -20,7 +21,6 @@ _CPU_SHARE = 0.4
 """Of the memory that is free after the load, what the KV cache may take on a CPU; the rest is for other programs."""
 _CPU_TOKENS = 65536
 """Tokens in the KV cache on a CPU where nothing is said: more only costs memory there."""
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_device(settings: Settings, base_gpu: int, local_rank: int) -> torch.device:
@@ -64,19 +64,6 @@ def is_fast_at_bfloat16() -> bool:
 def choose_kv_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
     """The format of K and V in the cache."""
     return dtype if settings.kv_cache_dtype == "auto" else KV_DTYPES[settings.kv_cache_dtype]
-
-
-def free_host_bytes() -> int:
-    """Memory that may be taken without swapping: the system's, or a cgroup's limit where that is smaller."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
 
 
 def kv_budget(settings: Settings, device: torch.device, peak_bytes: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.models import make_random_llama_gguf
 from runner import paths
-from runner.engines import cpus
+from runner.engines import cpus, host_memory
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.llamacpp import library, memory, offload, settings
 from runner.engines.llamacpp.library import Device
@@ -120,12 +120,12 @@ def test_what_was_asked_is_honoured_or_refused() -> None:
 
 def test_free_memory_is_the_cgroups_if_that_is_less(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/meminfo": "MemTotal: 100 kB\nMemAvailable:  4096 kB\n"})
-    assert memory.free_host_bytes(root) == 4096 * 1024
+    assert host_memory.free_host_bytes(root) == 4096 * 1024
     write(
         root,
         {"proc/self/cgroup": "0::/x\n", "sys/fs/cgroup/x/memory.max": "5000", "sys/fs/cgroup/x/memory.current": "4000"},
     )
-    assert memory.free_host_bytes(root) == 1000
+    assert host_memory.free_host_bytes(root) == 1000
 
 
 def gpu(free_bytes: int) -> Device:
