@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from runner import __version__, paths
 from runner.console import colours
+from runner.engines.cpus import cpu_flags
 
 _GIB = 2**30
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "neon", "asimd", "sve")
@@ -47,17 +48,9 @@ def check_cpu() -> list[Check]:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     free = max(allowed - round(load), 0)
-    isa = " ".join(flag for flag in _ISA if flag in _cpu_flags()) or "no known vector flags"
+    isa = " ".join(flag for flag in _ISA if flag in cpu_flags()) or "no known vector flags"
     step = "other programs use the cores; answers will be slow meanwhile" if free == 0 else ""
     return [Check("cpu", "ok" if free else "warn", f"{allowed} cores usable, about {free} free; {isa}", step)]
-
-
-def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[-1].split()}
 
 
 def check_memory() -> list[Check]:

@@ -28,6 +28,12 @@ def _allowed_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+def cpu_flags(root: Path = _SYSTEM) -> set[str]:
+    """What the processors can do, as the kernel names it; nothing where the system does not say."""
+    lines = _read(root / "proc/cpuinfo").splitlines()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[-1].split()}
+
+
 def physical_cores(cpus: set[int], root: Path = _SYSTEM) -> int:
     """Groups of SMT siblings among `cpus`; a CPU without topology counts as a core."""
     groups = set()
@@ -80,6 +86,6 @@ def _quota_v1(folder: Path) -> float | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""

@@ -5,12 +5,11 @@ Knows torch and the settings, no model code.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from runner.engines.cpus import usable_cores
+from runner.engines.cpus import cpu_flags, usable_cores
 from runner.engines.host_memory import free_host_bytes
 from runner.engines.native.settings import Settings
 from runner.errors import EngineStartFailed
@@ -52,13 +51,7 @@ def choose_dtype(settings: Settings, config: dict[str, Any], device: torch.devic
 
 def is_fast_at_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX, or BF16 on ARM)."""
-    names = ("avx512_bf16", "amx_bf16", "bf16")
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line.split(":", 1)[-1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return any(name in flags for name in names)
+    return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def choose_kv_dtype(settings: Settings, dtype: torch.dtype) -> torch.dtype:
