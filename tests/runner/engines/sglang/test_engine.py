@@ -1,4 +1,4 @@
-"""The child's side against a stand-in for sglang (fake/), in a real child process: conformance, fields, deaths."""
+"""The child's side against a stand-in for sglang (fake/), in a real child process: fields, deaths."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import importlib.util
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -16,44 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from model_cards.resolve import resolve
-from runner.engines import sglang
-from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.process import ProcessEngine
 from runner.errors import EngineDied, EngineStartFailed, RequestError
 from runner.types import GuidedDecoding, SamplingParams, TokenDelta, TokenRequest
-from tests.conformance import CHECKS, Check, EngineCase, run_check
+from tests.runner.engines.sglang.stand_in import make
 
-FAKE = Path(__file__).parent / "fake"
 PROMPT = [5, 6, 7]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="no torch")
-
-
-@pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(FAKE))
-
-
-def make(**options: Any) -> ProcessEngine:
-    fixed: dict[str, Any] = {"device": "cpu", "context_length": 1030, "engine_python": sys.executable}
-    options = fixed | {"start_timeout_s": 60.0} | options
-    engine = sglang.make_engine(EngineSpec(name="sglang", card=resolve("demo-hf"), options=EngineOptions(**options)))
-    assert isinstance(engine, ProcessEngine)
-    return engine
-
-
-CASE = EngineCase(
-    name="sglang (stand-in)",
-    make=make,
-    prompts=[list(range(10, 45)), list(range(200, 240)), list(range(500, 560))],
-    long_tokens=400,
-    honours=frozenset({"stop", "min_tokens", "seed", "max_running", "max_queue"}),
-)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_conformance(check: Check) -> None:
-    await run_check(check, CASE)
 
 
 @pytest.fixture
@@ -132,19 +100,16 @@ async def test_any_death_ends_every_stream_soon(engine: ProcessEngine, victim: s
 
 async def test_a_scheduler_that_fails_by_itself_is_named() -> None:
     engine = make(extra={"crash": "sglang::scheduler"}, max_restarts=0)
-    errors: list[str] = []
     with pytest.raises((EngineStartFailed, EngineDied)) as caught:
         await engine.start()
         for _ in range(200):
             await ask(engine, max_tokens=50)
-    errors.append(str(caught.value))
-    assert "exited with code 70" in errors[0] and "hit an exception" in errors[0]
+    assert "exited with code 70" in str(caught.value) and "hit an exception" in str(caught.value)
     await engine.close()
 
 
 async def test_nothing_of_it_is_left_after_close() -> None:
-    made: Callable[..., ProcessEngine] = make
-    engine = made()
+    engine = make()
     await engine.start()
     assert engine.pid is not None and engine.socket_path is not None
     family = [psutil.Process(engine.pid), *psutil.Process(engine.pid).children(recursive=True)]

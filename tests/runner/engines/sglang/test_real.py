@@ -1,7 +1,7 @@
 """The real SGLang on the CPU (make test-sglang): conformance, known answers, what a client may send.
 
 Uses the Python that `llmrun engines install sglang --cpu` made, or LLMRUN_SGLANG_PYTHON. A start takes half a minute,
-so the checks share one engine; those of `SLOTS` have another, with one slot.
+so the checks share engines (sharing.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import pytest_asyncio
 from runner.engines.process import ProcessEngine
 from runner.errors import EngineDied, LlmrunError
 from runner.types import GuidedDecoding, SamplingParams
-from tests.conformance import CHECKS, Check, EngineCase
+from tests.conformance import Check, EngineCase
 from tests.runner.engines.sglang.real import KNOWN, PYTHON, answer, deltas_of, is_right, make, prompts
+from tests.runner.engines.sglang.sharing import LIMITED, SHARED, Engines
 
 HONOURS = frozenset({"stop", "min_tokens", "seed", "max_running"})
 CASE = EngineCase(name="sglang", make=make, prompts=prompts(), long_tokens=400, honours=HONOURS)
@@ -27,47 +28,18 @@ pytestmark = [
     pytest.mark.skipif(PYTHON is None, reason="no sglang: llmrun engines install sglang --cpu"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-SLOTS = [check for check in CHECKS if getattr(check, "limits", {}) == {"max_running": 1}]
-LAST = [check for check in CHECKS if check.__name__ == "close_is_safe_and_ends_streams"]
-SHARED = [check for check in CHECKS if check not in SLOTS + LAST and not getattr(check, "limits", {})]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def _engines() -> AsyncIterator[dict[str, ProcessEngine]]:
-    """Started when they are asked for, closed with the module."""
-    engines: dict[str, ProcessEngine] = {}
-    yield engines
-    for engine in engines.values():
-        await engine.close()
+async def engines() -> AsyncIterator[Engines]:
+    made = Engines(make)
+    yield made
+    await made.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def engine(_engines: dict[str, ProcessEngine]) -> ProcessEngine:
-    return await _started(_engines, "shared")
-
-
-async def _started(engines: dict[str, ProcessEngine], name: str, **limits: Any) -> ProcessEngine:
-    if name not in engines:
-        engines[name] = make(**limits)
-        await engines[name].start()
-    return engines[name]
-
-
-async def _run(check: Check, engine: ProcessEngine) -> None:
-    assert not getattr(check, "needs", set()) - HONOURS
-    assert engine.info is not None
-    async with asyncio.timeout(120):
-        await check(engine, engine.info, CASE)
-
-
-@pytest.mark.parametrize("check", SHARED, ids=lambda check: check.__name__)
-async def test_conformance(check: Check, engine: ProcessEngine) -> None:
-    await _run(check, engine)
-
-
-@pytest.mark.parametrize("check", SLOTS, ids=lambda check: check.__name__)
-async def test_conformance_with_one_slot(check: Check, _engines: dict[str, ProcessEngine]) -> None:
-    await _run(check, await _started(_engines, "one slot", max_running=1))
+async def engine(engines: Engines) -> ProcessEngine:
+    return await engines.get()
 
 
 async def test_known_answers_of_the_demo_model(engine: ProcessEngine) -> None:
@@ -168,6 +140,7 @@ async def test_logprobs_and_cached_tokens(engine: ProcessEngine) -> None:
     assert sum(delta.cached_tokens or 0 for delta in warm) >= len(prompt) - 1
 
 
-@pytest.mark.parametrize("check", LAST, ids=lambda check: check.__name__)
-async def test_conformance_of_the_end(check: Check, engine: ProcessEngine) -> None:
-    await _run(check, engine)
+@pytest.mark.parametrize("check", LIMITED + SHARED, ids=lambda check: check.__name__)
+async def test_conformance(check: Check, engines: Engines) -> None:
+    """Last, since it ends with a check that closes the engine."""
+    await engines.run(check, CASE)
