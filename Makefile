@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PREBUILT ?=
 
-.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-dist test-fuzz lint bench engine demo-model clean
+.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-mistralrs test-dist test-fuzz lint bench engine demo-model clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (half a minute)" >&2
@@ -28,7 +28,7 @@ run: engine
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/llmrun; else $(BIN)/llmrun "What is the capital of South Africa?"; fi
 
 test: engine $(DEV_STAMP)
-	@$(BIN)/python -m pytest -m "not slow and not browser and not gpu and not vllm and not sglang and not dist and not fuzz and not interop and not chaos"
+	@$(BIN)/python -m pytest -m "not slow and not browser and not gpu and not vllm and not sglang and not mistralrs and not dist and not fuzz and not interop and not chaos"
 
 test-slow: engine $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m slow
@@ -47,6 +47,10 @@ test-vllm: engine $(DEV_STAMP)
 test-sglang: engine $(DEV_STAMP)
 	@$(BIN)/llmrun engines install sglang --cpu --if-missing >/dev/null
 	@$(BIN)/python -m pytest -m sglang
+
+test-mistralrs: engine $(DEV_STAMP)
+	@$(BIN)/llmrun engines install mistralrs --if-missing >/dev/null
+	@$(BIN)/python -m pytest -m mistralrs
 
 # Real etcd and nats-server on loopback.
 test-dist: $(DEV_STAMP)

@@ -14,15 +14,16 @@ from runner.errors import UsageError
 Kind: TypeAlias = Literal["str", "file", "int", "float", "bool", "count", "list"]
 Value: TypeAlias = "str | int | float | bool | tuple[str, ...]"
 
-MODEL, ENGINE, ANSWERS, HTTP, CHAT, GENERAL = (
+MODEL, ENGINE, DYN, ANSWERS, HTTP, CHAT, GENERAL = (
     "Model",
     "Engine",
+    "Several machines (dyn://)",
     "Answers",
     "HTTP server (in=http)",
     "Chat, stdin and batch",
     "General",
 )
-PANELS = (MODEL, ENGINE, ANSWERS, HTTP, CHAT, GENERAL)
+PANELS = (MODEL, ENGINE, DYN, ANSWERS, HTTP, CHAT, GENERAL)
 
 
 class Flag(NamedTuple):
@@ -141,6 +142,26 @@ FLAGS: tuple[Flag, ...] = (
         default="600",
     ),
     _row("--no-restart", "Do not start a dead engine again", ENGINE, "bool"),
+    # dyn://
+    _row("--store", "Where workers are found: etcd or file", DYN, metavar="STORE", default="etcd if ETCD_ENDPOINTS"),
+    _row("--store-path", "Folder of --store file, shared by all", DYN, "file", "DIR", default="a folder of this user"),
+    _row("--request-plane", "How requests reach this worker: tcp or nats", DYN, metavar="PLANE", default="tcp"),
+    _row("--dyn-host", "Address of this machine that the others can reach", DYN, metavar="ADDR", default="127.0.0.1"),
+    _row("--router-mode", "round-robin, random, least-loaded or kv", DYN, metavar="MODE", default="round-robin"),
+    _row("--router-temperature", "kv: 0 takes the best worker", DYN, "float", "T", low=0, high=100, default="0"),
+    _row(
+        "--kv-overlap-score-weight", "kv: what a cached block is worth", DYN, "float", "W", low=0, high=1e6, default="1"
+    ),
+    _row(
+        "--migration-limit",
+        "Workers that one answer may outlive",
+        DYN,
+        "int",
+        "N",
+        low=0,
+        high=1024,
+        default="the model's, 0",
+    ),
     # answers
     _row("--system -s", "System prompt", ANSWERS, metavar="TEXT"),
     _row("--temperature --temp", "0 is greedy", ANSWERS, "float", "T", low=0, high=100, default="the model's"),
@@ -194,10 +215,13 @@ FLAGS: tuple[Flag, ...] = (
 
 BY_KEY: dict[str, Flag] = {flag.key: flag for flag in FLAGS}
 OTHER_VARIABLES: dict[str, str] = {
+    "ETCD_ENDPOINTS": "etcd servers for dyn://, with commas between",
+    "NATS_SERVER": "the NATS server for dyn:// with --request-plane nats",
     "LLMRUN_HOME": "folder for everything that llmrun keeps",
     "LLMRUN_LLAMACPP_LIB": "the llama.cpp library to use",
     "LLMRUN_NATIVE_PYTHON": "the Python with torch that runs out=native",
     "LLMRUN_VLLM_PYTHON": "the Python with vllm that runs out=vllm",
+    "LLMRUN_MISTRALRS_PYTHON": "the Python with mistralrs that runs out=mistralrs",
     "LLMRUN_SGLANG_PYTHON": "the Python with sglang that runs out=sglang",
     "LLMRUN_NATIVE_KERNELS": "folder for the kernels that out=native compiles for this CPU",
     "LLMRUN_NOHISTORY": "1: in=text keeps no history file",

@@ -39,7 +39,8 @@ ENGINE_HELP = (
     ("mocker", "simulated timing of a GPU engine"),
     ("vllm", "vLLM's EngineCore in its own environment: Hugging Face folders"),
     ("sglang", "SGLang in its own environment, one machine or several: Hugging Face folders"),
-    ("trtllm mistralrs triton dyn", "known; not built yet"),
+    ("mistralrs", "mistral.rs in its own environment: GGUF files, Hugging Face folders"),
+    ("trtllm triton dyn", "known; not built yet"),
 )
 COMMANDS = (
     ("show MODEL", "what a model is: its card"),

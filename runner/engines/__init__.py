@@ -13,12 +13,13 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     summary: str
     factory: str = ""
-    level: Literal["tokens", "text"] = "tokens"
-    """`text` engines implement ChatService and skip the pipeline."""
+    level: Literal["tokens", "text", "models"] = "tokens"
+    """`text` engines implement ChatService and skip the pipeline; of `models`, the factory `make_models(plan)` finds
+    services by itself and puts them into the catalog while it runs."""
     models: tuple[str, ...] = ("gguf", "hf")
     """Kinds of weights it can run (ModelCard.kind); `none` if it runs without a model."""
     takes_argument: str = ""
-    """What stands after the colon in out=NAME:ARGUMENT (`FILE`, `host:port/model`)."""
+    """What stands after the colon in out=NAME:ARGUMENT (`FILE`, `host:port/model`); in brackets if it may lack."""
     flags: tuple[str, ...] = ()
     """Of the flags that only some engines know (ENGINE_FLAGS), those that this one honours, as config keys."""
     command: str = ""
@@ -75,7 +76,14 @@ _ROWS = (
     EngineEntry(
         name="trtllm", summary="TensorRT-LLM", models=("trtllm", "hf"), instead="out=llamacpp with a GGUF file"
     ),
-    EngineEntry(name="mistralrs", summary="mistral.rs", models=("gguf", "hf"), instead="out=llamacpp with a GGUF file"),
+    EngineEntry(
+        name="mistralrs",
+        summary="mistral.rs in an environment of its own, CPU and GPU",
+        models=("gguf", "hf"),
+        factory="runner.engines.mistralrs:make_engine",
+        flags=tuple(flag for flag in ENGINE_FLAGS if flag not in ("device", "max_batched_tokens")),
+        command="runner.engines.mistralrs:describe_command",
+    ),
     EngineEntry(
         name="triton",
         summary="a model on a Triton server",
@@ -86,9 +94,10 @@ _ROWS = (
     EngineEntry(
         name="dyn",
         summary="remote workers found by discovery",
+        level="models",
         models=("none",),
-        takes_argument="//namespace.component.endpoint",
-        instead="a local engine, such as out=llamacpp",
+        takes_argument="[//namespace.component.endpoint]",
+        factory="runner.remote_models:make_models",
     ),
     EngineEntry(
         name="echo_core",

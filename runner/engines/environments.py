@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 
 RECIPES = {
     "llamacpp": "runner.engines.llamacpp.recipe:RECIPE",
+    "mistralrs": "runner.engines.mistralrs.recipe:RECIPE",
     "native": "runner.engines.native.recipe:RECIPE",
     "sglang": "runner.engines.sglang.recipe:RECIPE",
     "vllm": "runner.engines.vllm.recipe:RECIPE",

@@ -103,3 +103,11 @@ NATIVE = (
     Pin("psutil", "7.2.2", "free memory and cores"),
 )
 """The environment of out=native; the first is the one that --version chooses."""
+MISTRALRS = Pin("mistralrs", "0.9.5", "mistral.rs for the CPU, one compiled module")
+MISTRALRS_NEEDS = (
+    Pin("msgspec", "0.22.0", "the protocol with the launcher"),
+    Pin("tokenizers", "0.23.3", "the bytes of each token"),
+    Pin("jinja2", "3.1.6", "imported by the model cards"),
+    Pin("psutil", "7.2.2", "free memory and cores"),
+)
+"""What llmrun's child imports beside mistral.rs."""
