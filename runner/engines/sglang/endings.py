@@ -10,16 +10,20 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from multiprocessing import connection
 from typing import Any
 
 from runner.engines.hints import describe_exit
 
 EXIT_CODE = 70
+_KNOWS_BETTER_S = 0.5
+"""A rank that failed may have failed because another node is gone: who watches the nodes (nodes.py) speaks first."""
 
 
 def leave(reason: str) -> None:
-    """End this process; never returns."""
+    """End SGLang's processes and this one; never returns. They go first, so that the reason is the last line of the log."""
+    _kill(multiprocessing.active_children())
     sys.stdout.flush()
     sys.stderr.write(f"sglang: {reason}, which ends the engine\n")
     sys.stderr.flush()
@@ -28,6 +32,7 @@ def leave(reason: str) -> None:
 
 def on_sigquit(signum: int = 0, frame: Any = None) -> None:
     """For SGLang's `custom_sigquit_handler`: a child process of it has failed and says so."""
+    time.sleep(_KNOWS_BETTER_S)
     leave("one of SGLang's processes failed (its words are above)")
 
 
@@ -47,16 +52,22 @@ class Children:
             return
         gone = by_sentinel[next(iter(connection.wait(list(by_sentinel))))]
         gone.join(1.0)
+        if (gone.exitcode or 0) >= 0:
+            time.sleep(_KNOWS_BETTER_S)
         if not self._is_closing:
             leave(f"{self._titles[gone.pid]} (pid {gone.pid}) is gone: {describe_exit(gone.exitcode)}")
 
     def kill(self) -> None:
         """SIGKILL to all: they hold nothing that must be saved."""
         self._is_closing = True
-        for child in self._children:
-            child.kill()
-        for child in self._children:
-            child.join(1.0)
+        _kill(self._children)
+
+
+def _kill(children: list[Any]) -> None:
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join(1.0)
 
 
 def _title(child: Any) -> str:
