@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.errors import UnknownModel
+from runner.errors import EngineBusy, UnknownModel
 from runner.services import ChatService
 
 
@@ -11,6 +11,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self._services: dict[str, ChatService] = {}
+        self.awaited = ""
+        """Where models come from while there are none (dyn://); a request then is too early, not wrong."""
 
     def add(self, service: ChatService, *aliases: str) -> None:
         """Serve a model under its card's name and under each alias. The caller has started it."""
@@ -26,8 +28,10 @@ class Catalog:
         return list(self._services)
 
     def default(self) -> ChatService:
-        """The first model. Raises UnknownModel if there is none."""
+        """The first model. Raises UnknownModel if there is none, EngineBusy while they are awaited."""
         if not self._services:
+            if self.awaited:
+                raise EngineBusy(self.awaited)
             raise UnknownModel("no model is served yet")
         return next(iter(self._services.values()))
 
@@ -36,6 +40,8 @@ class Catalog:
         if not name:
             return self.default()
         service = self._services.get(name)
+        if service is None and self.awaited and not self._services:
+            raise EngineBusy(self.awaited)
         if service is None:
             offer = ", ".join(self._services) or "none"
             raise UnknownModel(f"no model {name!r} is served here; on offer: {offer}", field="model")

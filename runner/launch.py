@@ -76,6 +76,8 @@ def _load(factory: str, spec: EngineSpec) -> Any:
 
 async def _run(plan: Plan, ended_by: list[int]) -> int:
     _handle_signals(ended_by)
+    if plan.level == "models":
+        return await _run_remote(plan)
     frontend, service = await _start(plan)
     try:
         catalog = Catalog()
@@ -83,6 +85,22 @@ async def _run(plan: Plan, ended_by: list[int]) -> int:
         return await frontend.run(catalog)
     finally:
         await _close(service)
+
+
+async def _run_remote(plan: Plan) -> int:
+    """The models are found by the engine itself; a server begins without them, other frontends wait for the first."""
+    frontend: Frontend = registry.load(FRONTENDS[plan.frontend.name])(plan.frontend)
+    is_server = bool(getattr(frontend, "starts_without_models", False))
+    models = registry.load(plan.factory)(plan)
+    catalog = Catalog()
+    try:
+        await models.start(catalog, is_server=is_server)
+        if not is_server:
+            async with spinner(f"{models.wanted} …"):
+                await models.first(plan.options.start_timeout_s)
+        return await frontend.run(catalog)
+    finally:
+        await _close(models)
 
 
 async def _start(plan: Plan) -> tuple[Frontend, ChatService]:
@@ -170,7 +188,7 @@ def _timed(service: ChatService) -> ChatService:
     return served
 
 
-async def _close(service: ChatService) -> None:
+async def _close(service: ChatService | Any) -> None:
     """Close also while a signal is cancelling us; a failure to close is told, not raised over the first error."""
     try:
         await asyncio.shield(service.close())

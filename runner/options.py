@@ -39,6 +39,17 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lora: tuple[str, ...] = ()
     start_timeout_s: float = 600.0
     no_restart: bool = False
+    # dyn://
+    store: str | None = None
+    """None: etcd if ETCD_ENDPOINTS is set, else file."""
+    store_path: str | None = None
+    request_plane: str | None = None
+    dyn_host: str = "127.0.0.1"
+    router_mode: str = "round-robin"
+    router_temperature: float = 0.0
+    kv_overlap_score_weight: float = 1.0
+    migration_limit: int | None = None
+    """None: what the model's card says."""
     # requests
     request_template: str | None = None
     system: str | None = None

@@ -22,6 +22,7 @@ from runner.engines import ENGINES
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.errors import UsageError
 from runner.frontends.base import FrontendSpec
+from runner.network_choice import check_network
 from runner.options import RunOptions
 from runner.selection import (
     EngineChoice,
@@ -81,6 +82,7 @@ def make_plan(settings: Settings, words: Words, tail: tuple[str, ...], *, termin
     _check_prompt(frontend, words.prompt)
     named = name_chain(target) if target else None
     _check_tail(named, tail)
+    check_network(frontend, named.choices if named is not None else (), options, settings)
     extra = read_extra_args(options.extra_engine_args)
     if named is not None:
         named = named.keep(lambda choice: check_flags(choice, settings))

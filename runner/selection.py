@@ -14,7 +14,7 @@ from runner.errors import UsageError
 from runner.frontends import FRONTENDS, NOT_BUILT
 
 ENTRY_POINTS = "llmrun.engines"
-_FRONTEND_ARGUMENTS = {"batch": "FILE.jsonl"}
+_FRONTEND_ARGUMENTS = {"batch": "FILE.jsonl", "dyn": "//namespace.component.endpoint"}
 _BY_KIND = {"gguf": "llamacpp", "hf": "native", "trtllm": "trtllm"}
 _KIND_NAMES = {"gguf": "a GGUF file", "hf": "a Hugging Face folder", "trtllm": "a TensorRT-LLM engine", "none": "none"}
 
@@ -62,10 +62,14 @@ def _named_frontend(source: str) -> FrontendChoice:
         allowed = ", ".join([*FRONTENDS, *NOT_BUILT])
         raise UsageError(f"unknown in={name}{did_you_mean(name, [*FRONTENDS, *NOT_BUILT])}; allowed: {allowed}")
     if needs and not argument:
-        raise UsageError(f"in={name} needs a file: in={name}:{needs}")
+        raise UsageError(f"in={name} needs {_what(needs)}: in={name}:{needs}")
     if argument and not needs:
         raise UsageError(f"in={name} takes nothing after a colon; got {argument!r}")
     return FrontendChoice(name, argument, "asked for")
+
+
+def _what(argument: str) -> str:
+    return "a file" if argument.startswith("FILE") else "an address"
 
 
 def name_engine(target: str) -> EngineChoice:
@@ -77,7 +81,7 @@ def name_engine(target: str) -> EngineChoice:
         raise UsageError(f"unknown out={name}{did_you_mean(name, [*known, *ALIASES])}; allowed: {', '.join(known)}")
     if not entry.factory:
         raise UsageError(f"out={entry.name} ({entry.summary}) is not built yet; instead: {entry.instead}")
-    if entry.takes_argument and not argument:
+    if entry.takes_argument and not argument and not entry.takes_argument.startswith("["):
         raise UsageError(f"out={entry.name} needs an argument: out={entry.name}:{entry.takes_argument}")
     if argument and not entry.takes_argument:
         raise UsageError(f"out={entry.name} takes nothing after a colon; got {argument!r}")

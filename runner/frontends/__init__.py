@@ -8,9 +8,9 @@ FRONTENDS: dict[str, str] = {
     "batch": "runner.frontends.batch:BatchFrontend",
     "http": "runner.frontends.http:HttpFrontend",
     "none": "runner.frontends.none:NoneFrontend",
+    "dyn": "runner.frontends.endpoint:EndpointFrontend",
 }
 NOT_BUILT: dict[str, str] = {
-    "dyn": "in=http serves the same model over HTTP",
     "grpc": "in=http serves the same model over HTTP",
 }
 """Known words that are not built yet, and what can be used instead."""

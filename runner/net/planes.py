@@ -7,7 +7,6 @@ TCP: `u16be path length | path | u16be header length | header JSON | u32be lengt
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import ssl
 import struct
@@ -17,10 +16,19 @@ from typing import Any, Protocol
 import msgspec
 
 from runner.errors import EngineStartFailed
+from runner.net.addresses import parse_host_port
 from runner.net.frames import MAX_FRAME_BYTES
 from runner.net.records import Instance
 
 ACK_S = 5.0
+_REQUEST_S = 30.0
+"""How long one request may take to arrive once it has begun."""
+PROBE_S = 3.0
+PING = "x-llmrun-ping"
+"""A header that asks for no more than an acknowledgement: is this instance well?"""
+OWN = "x-llmrun"
+"""A header that says: the other side is llmrun, and reads the text of a refusal."""
+_PING_PATH = "llmrun.ping"
 Taken = Callable[[bytes, dict[str, str]], str | None]
 """Takes a frame and the transport's headers; returns why it is refused, or None. Must not block."""
 
@@ -33,11 +41,18 @@ class Refused(Exception):
     """The instance answered, and does not take the request."""
 
 
+class TooLarge(Exception):
+    """The request is larger than this plane carries."""
+
+
 class RequestPlane(Protocol):
     """The ingress' side."""
 
     async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
-        """Returns when acknowledged. Raises Unreachable or Refused."""
+        """Returns when acknowledged. Raises Unreachable, Refused or TooLarge."""
+
+    async def probe(self, instance: Instance) -> str:
+        """Ask whether it is there; what is wrong with it, or nothing. Raises Unreachable."""
 
     async def close(self) -> None:
         """Safe twice."""
@@ -52,18 +67,27 @@ class TcpRequests:
     async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
         """See RequestPlane."""
         where, _, path = instance.target.removeprefix("tcp://").partition("/")
+        answer = await self._ask(where, path, headers, frame, ACK_S)
+        if answer:
+            raise Refused(answer.decode(errors="replace")[:1000])
+
+    async def probe(self, instance: Instance) -> str:
+        """See RequestPlane. Any answer of another program than llmrun is a good one."""
+        where = instance.target.removeprefix("tcp://").partition("/")[0]
+        answer = (await self._ask(where, _PING_PATH, {}, b"", PROBE_S)).decode(errors="replace")[:1000]
+        return "" if _PING_PATH in answer else answer
+
+    async def _ask(self, where: str, path: str, headers: dict[str, str], frame: bytes, timeout_s: float) -> bytes:
         connection = self._connections.get(where)
         if connection is None or connection.is_broken:
             connection = self._connections[where] = _TcpConnection(where)
         try:
-            async with asyncio.timeout(ACK_S):
-                answer = await connection.ask(path, {**headers, "x-endpoint-path": path}, frame)
+            async with asyncio.timeout(timeout_s):
+                return await connection.ask(path, {**headers, "x-endpoint-path": path}, frame)
         except (OSError, EOFError, ValueError) as error:  # TimeoutError is an OSError
             connection.close()
-            why = f"no answer within {ACK_S:.0f} s" if isinstance(error, TimeoutError) else str(error) or repr(error)
-            raise Unreachable(f"{where}: {why}") from error
-        if answer:
-            raise Refused(answer.decode(errors="replace")[:1000])
+            why = f"no answer within {timeout_s:.0f} s" if isinstance(error, TimeoutError) else str(error)
+            raise Unreachable(f"{where}: {why or repr(error)}") from error
 
     async def close(self) -> None:
         """See RequestPlane."""
@@ -86,6 +110,8 @@ class _TcpConnection:
         if self.is_broken:
             raise ConnectionError("the connection ended")
         head, where = msgspec.json.encode(headers), path.encode()
+        if max(len(head), len(where)) >= 1 << 16 or len(frame) > MAX_FRAME_BYTES:
+            raise TooLarge(f"a request of {len(frame):,} bytes with {len(head):,} bytes of headers is too large")
         ack: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._acks.append(ack)
         lengths = struct.pack(">H", len(where)), struct.pack(">H", len(head)), struct.pack(">I", len(frame))
@@ -94,8 +120,7 @@ class _TcpConnection:
         return await ack
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        host, _, port = self._where.rpartition(":")
-        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        reader, writer = await asyncio.open_connection(*parse_host_port(self._where))
         self._reading = asyncio.create_task(self._read(reader))
         return reader, writer
 
@@ -106,7 +131,9 @@ class _TcpConnection:
                 if length > 1 << 20:
                     raise ConnectionError(f"an acknowledgement of {length} bytes")
                 text = await reader.readexactly(length)
-                if self._acks and not (ack := self._acks.pop(0)).done():
+                if not self._acks:
+                    raise ConnectionError("an acknowledgement that nobody waits for")
+                if not (ack := self._acks.pop(0)).done():
                     ack.set_result(text)
         except (OSError, EOFError):
             self.close()
@@ -137,17 +164,32 @@ class NatsRequests:
 
     async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
         """See RequestPlane."""
+        answer = await self._ask(instance, frame, headers, ACK_S)
+        if answer:
+            raise Refused(answer.decode(errors="replace")[:1000])
+
+    async def probe(self, instance: Instance) -> str:
+        """See RequestPlane. Only for llmrun's own workers: others would take it for a request."""
+        return (await self._ask(instance, b"", {PING: "1"}, PROBE_S)).decode(errors="replace")[:1000]
+
+    async def _ask(self, instance: Instance, frame: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
         from nats import errors
 
         try:
             async with self._lock:
                 if self._connection is None:
                     self._connection = await connect_nats(self._url)
-            answer = await self._connection.request(instance.target, frame, timeout=ACK_S, headers=headers)
+            answer = await self._connection.request(instance.target, frame, timeout=timeout_s, headers=headers)
+        except errors.MaxPayloadError:
+            limit = self._connection.max_payload
+            raise TooLarge(
+                f"the request has {len(frame):,} bytes, NATS at {self._url} takes {limit:,} (max_payload); "
+                "let the worker use --request-plane tcp"
+            ) from None
         except (errors.Error, OSError, EngineStartFailed) as error:
             raise Unreachable(f"{instance.target} at NATS {self._url}: {error or repr(error)}") from error
-        if answer.data:
-            raise Refused(answer.data.decode(errors="replace")[:1000])
+        data: bytes = answer.data
+        return data
 
     async def close(self) -> None:
         """See RequestPlane."""
@@ -213,17 +255,22 @@ class TcpEndpoint:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        with contextlib.suppress(OSError, EOFError):
+        try:
             while True:
-                refusal = (await self._read_one(reader)).encode()
-                writer.write(struct.pack(">I", len(refusal)) + refusal)
-                await writer.drain()
-        self._writers.discard(writer)
-        writer.close()
+                start = await reader.readexactly(2)  # however long nobody asks
+                async with asyncio.timeout(_REQUEST_S):
+                    refusal = (await self._read_one(reader, start)).encode()
+                    writer.write(struct.pack(">I", len(refusal)) + refusal)
+                    await writer.drain()
+        except (OSError, EOFError):  # TimeoutError is an OSError
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
 
-    async def _read_one(self, reader: asyncio.StreamReader) -> str:
+    async def _read_one(self, reader: asyncio.StreamReader, start: bytes) -> str:
         """Take one request; returns why not. Raises EOFError or ConnectionError when the connection is of no use."""
-        (length,) = struct.unpack(">H", await reader.readexactly(2))
+        (length,) = struct.unpack(">H", start)
         path = (await reader.readexactly(length)).decode(errors="replace")
         (length,) = struct.unpack(">H", await reader.readexactly(2))
         head = await reader.readexactly(length)
@@ -231,11 +278,13 @@ class TcpEndpoint:
         if length > MAX_FRAME_BYTES:
             raise ConnectionError("too large")
         frame = await reader.readexactly(length)
+        if path == _PING_PATH:
+            return self._take(b"", {PING: "1"}) or ""
         if path != self._path:
-            return f"Unknown endpoint {path}"
+            return f"Unknown endpoint {path[:200]}"
         try:
             headers = msgspec.json.decode(head, type=dict[str, str])
-        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             return f"the headers cannot be read: {error}"
         return self._take(frame, headers) or ""
 

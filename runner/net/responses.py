@@ -3,28 +3,27 @@
     worker: {"subject", "stream_type":"response"} | {"error": null or text} | items … | complete_final | "sentinel"
     ingress, at any time: "stop" or "kill"
 
-Owns both ends: `CallHome` at the ingress, `open_response` at the worker. Knows nothing of what the items mean.
+Owns the ingress' end (the worker's is answers.py). Knows nothing of what the items mean.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections import deque
-from typing import Any
+from typing import Any, Literal, cast
 
 import msgspec
 
+from runner.net.codecs import DECODERS
 from runner.net.frames import Frame, FrameError, FrameParser, encode_frame
 
-_ENCODERS = {"json": msgspec.json.Encoder().encode, "msgpack": msgspec.msgpack.Encoder().encode}
-_DECODERS = {"json": msgspec.json.Decoder().decode, "msgpack": msgspec.msgpack.Decoder().decode}
-_SENTINEL = encode_frame(b'"sentinel"')
-_HIGH, _LOW = 256, 64
-"""Items that may wait for a slow reader before the worker is held up."""
+Kind = Literal["request", "unsupported", "busy", "died", "failed"]
+"""What kind of error a worker answers with; said between two llmrun only."""
+_HIGH, _HIGH_BYTES = 256, 1 << 20
+"""Items, and their bytes, that may wait for a slow reader before the worker is held up."""
 _HANDSHAKE_S = 10.0
-_LINGER_S = 5.0
+_LINGER_S = 2.0
 _MAX_HANDSHAKE_BYTES = 1 << 20
 
 
@@ -33,7 +32,11 @@ class StreamBroken(Exception):
 
 
 class StreamRefused(Exception):
-    """The worker answered with an error instead of a stream."""
+    """The worker answered with an error instead of a stream, or of the rest of one."""
+
+    def __init__(self, why: str, kind: str = "failed") -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 class ResponseStream:
@@ -42,8 +45,11 @@ class ResponseStream:
     def __init__(self, home: CallHome, subject: str, codec: str) -> None:
         self.subject = subject
         self._home = home
-        self._decode = _DECODERS[codec]
+        self.heard_at = asyncio.get_running_loop().time()
+        """When the worker last said something, on the loop's clock."""
+        self._decode = DECODERS[codec]
         self._items: deque[Any] = deque()
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._connection: _HomeConnection | None = None
         self._prologue = False
@@ -61,16 +67,18 @@ class ResponseStream:
 
     async def take(self, timeout_s: float | None = None) -> list[Any]:
         """All items that wait; none: the answer is complete. Raises StreamBroken, StreamRefused, TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while not self._items:
-                if self._end is not None:
-                    raise self._end
-                if self._is_complete:
-                    return []
-                self._wake.clear()
-                await self._wake.wait()
+        if not self._items:
+            async with asyncio.timeout(timeout_s):
+                while not self._items:
+                    if self._end is not None:
+                        raise self._end
+                    if self._is_complete:
+                        return []
+                    self._wake.clear()
+                    await self._wake.wait()
         items = list(self._items)
         self._items.clear()
+        self._waiting_bytes = 0
         if self._connection is not None:
             self._connection.hold(False)
         return items
@@ -80,12 +88,16 @@ class ResponseStream:
         self._finish(StreamBroken(why))
         self.close()
 
-    def close(self) -> None:
-        """Forget the stream; the worker is told to stop if it has not finished."""
+    def close(self, *, is_answered: bool = False) -> None:
+        """Forget the stream; the worker is told to stop, unless it has finished or is about to (`is_answered`)."""
         self._home.forget(self.subject)
-        if self._connection is not None:
-            self._connection.leave(is_kill=not self._is_complete)
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if is_answered and not self._is_complete:
+            connection.linger()
+        else:
+            connection.leave(is_kill=not self._is_complete)
 
     # called by the connection
 
@@ -95,40 +107,48 @@ class ResponseStream:
 
     def take_frame(self, frame: Frame) -> None:
         """Raises FrameError for what does not belong here."""
+        self.heard_at = asyncio.get_running_loop().time()
         if frame.header:
             self._take_header(frame.header)
         if not frame.body:
             return
+        if not self._prologue or self._is_complete:
+            raise FrameError("an item out of its turn")
         try:
             message = self._decode(frame.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise FrameError(f"an item cannot be read: {error}") from None
-        if not isinstance(message, dict):
-            raise FrameError("an item is no object")
-        wrapped = message.get("data")
+        wrapped = message.get("data") if isinstance(message, dict) else message
         if isinstance(wrapped, dict):
-            if wrapped.get("event") == "error":
-                comment = wrapped.get("comment") or ["no reason given"]
-                self._finish(StreamRefused("; ".join(map(str, comment))))
-            elif wrapped.get("data") is not None:
-                self._items.append(wrapped["data"])
-                if len(self._items) >= _HIGH and self._connection is not None:
-                    self._connection.hold(True)
-        if message.get("complete_final"):
+            self._take_item(wrapped, len(frame.body))
+        elif wrapped is not None or not isinstance(message, dict):
+            raise FrameError("an item is no object")
+        if message.get("complete_final") is True:
             self._is_complete = True
         self._wake.set()
+
+    def _take_item(self, wrapped: dict[str, Any], num_bytes: int) -> None:
+        if wrapped.get("event") == "error":
+            self._finish(StreamRefused(_words(wrapped.get("comment")), _kind(wrapped)))
+        elif wrapped.get("data") is not None:
+            self._items.append(wrapped["data"])
+            self._waiting_bytes += num_bytes
+            if (len(self._items) >= _HIGH or self._waiting_bytes >= _HIGH_BYTES) and self._connection is not None:
+                self._connection.hold(True)
 
     def _take_header(self, header: bytes) -> None:
         try:
             said = msgspec.json.decode(header)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise FrameError(f"a header cannot be read: {error}") from None
         if isinstance(said, dict) and not self._prologue:
             if said.get("error"):
-                self._finish(StreamRefused(str(said["error"])))
+                self._finish(StreamRefused(_words(said["error"]), _kind(said)))
             self._prologue = True
-        elif said == "sentinel":
+        elif said == "sentinel" and self._prologue:
             self._is_complete = True  # 0.3 and 0.4 send no complete_final
+        else:
+            raise FrameError("a header out of its turn")
         self._wake.set()
 
     def lost(self, why: str) -> None:
@@ -141,6 +161,18 @@ class ResponseStream:
         if self._end is None:
             self._end = error
         self._wake.set()
+
+
+def _words(said: Any) -> str:
+    """An error's text, whatever a peer makes of it; at most 1,000 characters."""
+    if isinstance(said, list):
+        said = "; ".join(one for one in said if isinstance(one, str))
+    return said[:1000] if said and isinstance(said, str) else "no reason given"
+
+
+def _kind(said: dict[str, Any]) -> str:
+    kind = said.get("llmrun")
+    return kind if isinstance(kind, str) else "failed"
 
 
 class CallHome:
@@ -197,9 +229,8 @@ class _HomeConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(_HANDSHAKE_S, transport.abort)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._timer = asyncio.get_running_loop().call_later(_HANDSHAKE_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -216,7 +247,7 @@ class _HomeConnection(asyncio.Protocol):
     def _shake_hands(self, frame: Frame) -> None:
         try:
             said = msgspec.json.decode(frame.header)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             said = None
         subject = said.get("subject") if isinstance(said, dict) else None
         stream = self._home.claim(subject) if isinstance(subject, str) else None
@@ -249,79 +280,14 @@ class _HomeConnection(asyncio.Protocol):
         else:
             self._transport.resume_reading()
 
-    def leave(self, *, is_kill: bool) -> None:
+    def linger(self) -> None:
+        """The answer is here; let the worker say its last words, a little while."""
+        self.hold(False)
+        asyncio.get_running_loop().call_later(_LINGER_S, self.leave)
+
+    def leave(self, *, is_kill: bool = False) -> None:
         """Close; with a word to the worker if it is still at it."""
         if self._transport is not None and not self._transport.is_closing():
             if is_kill:
                 self._transport.write(encode_frame(b'"kill"'))
             self._transport.close()
-
-
-class ResponseWriter:
-    """One answer at the worker. `is_stopped` is set by stop, kill and by the ingress going away."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, codec: str) -> None:
-        self.stopped = asyncio.Event()
-        self._reader, self._writer = reader, writer
-        self._encode = _ENCODERS[codec]
-        self._ears = asyncio.create_task(self._listen())
-
-    async def accept(self, error: str | None = None) -> None:
-        """The prologue: taken, or refused with a reason."""
-        self._writer.write(encode_frame(msgspec.json.encode({"error": error})))
-        await self._drain()
-
-    async def send(self, item: Any) -> None:
-        """One item; waits while the ingress is behind."""
-        self._writer.write(encode_frame(b"", self._encode({"data": {"data": item}, "complete_final": False})))
-        if self._writer.transport.get_write_buffer_size() > 1 << 16:
-            await self._drain()
-
-    async def fail(self, why: str) -> None:
-        """An error in the middle of the stream, as Dynamo annotates it."""
-        item = {"data": None, "event": "error", "comment": [why]}
-        self._writer.write(encode_frame(b"", self._encode({"data": item, "complete_final": False})))
-        await self.finish()
-
-    async def finish(self) -> None:
-        """The answer is complete."""
-        self._writer.write(encode_frame(b"", self._encode({"data": None, "complete_final": True})) + _SENTINEL)
-        await self._drain()
-
-    async def _drain(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            await self._writer.drain()
-
-    async def _listen(self) -> None:
-        parser = FrameParser(_MAX_HANDSHAKE_BYTES)
-        with contextlib.suppress(OSError, FrameError):
-            while data := await self._reader.read(4096):
-                if any(frame.header in (b'"stop"', b'"kill"') for frame in parser.feed(data)):
-                    self.stopped.set()
-        self.stopped.set()
-
-    async def close(self, *, linger: bool = True) -> None:
-        """Wait a little for the ingress to close, then close. Safe twice."""
-        if linger:
-            await asyncio.wait({self._ears}, timeout=_LINGER_S)
-        self._ears.cancel()
-        self._writer.close()
-
-
-async def open_response(info: dict[str, str], codec: str, timeout_s: float = 5.0) -> ResponseWriter:
-    """Call home. Raises OSError or TimeoutError when nobody is there, ValueError for what is no address."""
-    host, _, port = info["address"].rpartition(":")
-    async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    writer.write(encode_frame(msgspec.json.encode({"subject": info["subject"], "stream_type": "response"})))
-    return ResponseWriter(reader, writer, codec)
-
-
-def decode_item(codec: str, body: bytes) -> Any:
-    """A request's body. Raises ValueError (msgspec.DecodeError is one)."""
-    return _DECODERS[codec](body)
-
-
-def encode_item(codec: str, item: Any) -> bytes:
-    """A request's body."""
-    return _ENCODERS[codec](item)

@@ -20,6 +20,9 @@ from runner.options import RunOptions
 class HttpFrontend:
     """Serves the OpenAI API. Made from wrong options it raises UsageError, before any model is loaded."""
 
+    starts_without_models = True
+    """With out=dyn: requests hear what is missing until there is one."""
+
     def __init__(self, spec: FrontendSpec) -> None:
         self._options: RunOptions = spec.options or RunOptions()
         if spec.argument:

@@ -63,7 +63,7 @@ class State:
         """Raises EngineError when requests cannot be served."""
         services = self.services()
         if not services:
-            raise EngineDied("no model is served yet")
+            raise EngineDied(self.catalog.awaited or "no model is served yet")
         for service in services.values():
             await service.health()
 

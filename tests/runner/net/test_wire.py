@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from runner.errors import EngineFailed, RequestError, UsageError
 from runner.net.addresses import Address, parse_address
+from runner.net.answers import ResponseWriter, open_response
 from runner.net.frames import Frame, FrameError, FrameParser, decode_frame, encode_frame
 from runner.net.messages import decode_delta, decode_request, encode_delta, encode_request, is_late
 from runner.net.planes import NatsEndpoint, NatsRequests, Refused, TcpEndpoint, TcpRequests, Unreachable
 from runner.net.records import Instance, RecordError, decode_card, decode_instance, encode_instance, instance_keys
-from runner.net.responses import CallHome, ResponseWriter, StreamBroken, StreamRefused, open_response
+from runner.net.responses import CallHome, StreamBroken, StreamRefused
 from runner.types import GuidedDecoding, SamplingParams, TokenDelta, TokenLogprob, TokenRequest
 from tests.runner.net import daemons
 

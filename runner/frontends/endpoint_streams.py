@@ -1,0 +1,183 @@
+"""The answers of a worker: requests off the request plane, through the engine, out on the response plane.
+
+Owns what happens to one request, and to all when the worker drains. Knows nothing of discovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, NamedTuple
+
+import msgspec
+
+from runner.capabilities import Capabilities, Reporter
+from runner.engines.base import Engine
+from runner.errors import EngineBusy, EngineDied, LlmrunError, RequestError, UnsupportedField
+from runner.net.answers import ResponseWriter, open_response
+from runner.net.codecs import DECODERS, decode_item
+from runner.net.frames import FrameError, decode_frame
+from runner.net.messages import DEADLINE, decode_request, encode_delta, is_late
+from runner.net.planes import OWN, PING
+from runner.net.responses import Kind
+from runner.types import EngineInfo, TokenRequest
+
+logger = logging.getLogger(__name__)
+
+_KINDS: tuple[tuple[type[Exception], Kind], ...] = (
+    (UnsupportedField, "unsupported"),
+    (RequestError, "request"),
+    (EngineBusy, "busy"),
+    (EngineDied, "died"),
+    (ValueError, "request"),
+)
+
+
+class _Call(NamedTuple):
+    """One request, as it came."""
+
+    id: str
+    codec: str
+    info: dict[str, Any]
+    body: bytes
+
+
+class EndpointStreams:
+    """All answers that run. While `refusal` is set, llmrun's requests are refused with it before they begin."""
+
+    def __init__(self, engine: Engine, info: EngineInfo, vocab_size: int) -> None:
+        self.refusal: str | None = None
+        self.num_requests = 0
+        self.num_tokens = 0
+        self._engine, self._info, self._vocab_size = engine, info, vocab_size
+        self._capabilities = Capabilities(info)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[ResponseWriter] = set()
+        self._is_ending = False
+
+    @property
+    def num_open(self) -> int:
+        """Answers that are not finished."""
+        return len(self._open)
+
+    def take(self, frame: bytes, headers: dict[str, str]) -> str | None:
+        """See planes.Taken."""
+        if PING in headers:
+            return self.refusal
+        if is_late(headers.get(DEADLINE)):
+            return "the request came later than it was wanted (do the clocks of the two machines agree?)"
+        if self.refusal is not None and OWN in headers:
+            return self.refusal
+        task = asyncio.create_task(self._answer(frame))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return None
+
+    async def _answer(self, frame: bytes) -> None:
+        """One request from its bytes to its end; the task's exceptions all end here."""
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            call = _read(frame)
+            writer = await open_response(call.info, call.codec, on_stop=task.cancel)
+        except (FrameError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("a request cannot be answered: %r", error)
+            return
+        self._open.add(writer)
+        try:
+            await self._serve(call, writer)
+            self._open.discard(writer)
+            await writer.close()
+        except asyncio.CancelledError:
+            if self._is_ending and not writer.stopped.is_set():
+                await writer.fail("the worker is shutting down", "died")
+        except Exception as error:  # the answer ends here, whatever it is
+            logger.exception("request %s failed", call.id)
+            await writer.fail(f"internal error of the worker: {type(error).__name__}")
+        finally:
+            self._open.discard(writer)
+            await writer.close(linger=False)
+
+    async def _serve(self, call: _Call, writer: ResponseWriter) -> None:
+        try:
+            request = self._request(call)
+        except (RequestError, EngineDied, ValueError) as error:
+            await writer.accept(str(error), _kind(error))
+            return
+        self.num_requests += 1
+        await writer.accept()
+        logger.info("request %s: %d tokens", call.id, len(request.token_ids))
+        try:
+            await self._generate(request, writer)
+        except LlmrunError as error:
+            await writer.fail(str(error), _kind(error))
+
+    def _request(self, call: _Call) -> TokenRequest:
+        """Raises RequestError, EngineDied, ValueError."""
+        if self.refusal is not None:
+            raise EngineDied(self.refusal)
+        body = decode_item(call.codec, call.body)
+        request = decode_request(body, call.id, self._info.context_length or 1 << 30)
+        self._check(request)
+        return request
+
+    def _check(self, request: TokenRequest) -> None:
+        """A stranger's request has passed no pipeline: what could break the engine is refused here."""
+        ids = request.token_ids
+        if not ids or min(ids) < 0 or (self._vocab_size and max(ids) >= self._vocab_size):
+            raise RequestError(
+                f"token_ids has ids outside of 0 to {self._vocab_size - 1:,}" if ids else "token_ids is empty"
+            )
+        if request.max_tokens < 1 or (
+            self._info.context_length and len(ids) + request.max_tokens > self._info.context_length
+        ):
+            raise RequestError(
+                f"{len(ids):,} tokens of prompt and {request.max_tokens:,} of answer; "
+                f"the context has {self._info.context_length:,}"
+            )
+        report = Reporter(self._capabilities, lenient=False)
+        self._capabilities.check_sampling(request.sampling, report)
+        self._capabilities.check_min_tokens(request.min_tokens, report)
+        self._capabilities.check_adapter(request.adapter, report)
+
+    async def _generate(self, request: TokenRequest, writer: ResponseWriter) -> None:
+        num_made, prompt_tokens = 0, len(request.token_ids)
+        async with contextlib.aclosing(self._engine.generate(request)) as deltas:
+            async for delta in deltas:
+                num_made += len(delta.token_ids)
+                self.num_tokens += len(delta.token_ids)
+                item = encode_delta(delta, prompt_tokens, num_made)
+                if delta.finish is not None:
+                    await writer.finish(item)
+                    return
+                await writer.send(item)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for the answers that run, then end what is left with an error."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        await self.end()
+
+    async def end(self) -> None:
+        """End all answers now."""
+        self._is_ending = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+
+
+def _read(frame: bytes) -> _Call:
+    """Raises FrameError, ValueError, KeyError, TypeError, AttributeError."""
+    header, body = decode_frame(frame)
+    control: Any = decode_item("json", header)
+    codec = control.get("payload_codec") or "json"
+    if codec not in DECODERS:
+        raise ValueError(f"codec {codec!r} is not known here")
+    info = msgspec.json.decode(control["connection_info"]["info"], type=dict[str, Any])
+    return _Call(str(control.get("id") or info.get("context") or ""), codec, info, body)
+
+
+def _kind(error: Exception) -> Kind:
+    return next((kind for cls, kind in _KINDS if isinstance(error, cls)), "failed")

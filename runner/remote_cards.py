@@ -1,0 +1,144 @@
+"""A worker's card as this ingress can use it: llmrun's own with its files, or Dynamo's with its Hugging Face files.
+
+Owns turning what stands in the discovery into a ModelCard and an EngineInfo. Knows nothing of the workers' state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+from model_cards.card import ModelCard
+from model_cards.resolve import resolve
+from runner.net.card_files import fetch_card, read_own_card
+from runner.net.messages import DYNAMO_CAPABILITIES
+from runner.net.records import RecordError
+from runner.types import EngineInfo
+
+_FILE_FIELDS = ("model_info", "tokenizer", "prompt_formatter", "chat_template_file", "gen_config")
+_DEFAULT_BLOCK_SIZE = 16
+_DEFAULT_MAX_RUNNING = 256
+
+
+class RemoteCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker serves."""
+
+    card: ModelCard
+    info: EngineInfo
+    is_own: bool
+    """The worker is llmrun."""
+    checksum: str
+    """Workers of one model have the same."""
+    migration_limit: int = 0
+    block_size: int = _DEFAULT_BLOCK_SIZE
+
+    def why_not_with(self, first: RemoteCard) -> str | None:
+        """Why this worker cannot join those of `first`, or None."""
+        if self.checksum != first.checksum:
+            return (
+                f"its card of {self.card.name} is another one (checksum {self.checksum[:12]}, the others have "
+                f"{first.checksum[:12]}): other weights, tokenizer or template; give it a --model-name of its own"
+            )
+        if self.info.context_length != first.info.context_length:
+            return f"its context is {self.info.context_length:,}, the others have {first.info.context_length:,}"
+        missing = sorted(set(first.info.capabilities) - set(self.info.capabilities))
+        if missing:
+            return f"it does not honour {', '.join(missing)}, which the others do; give it a --model-name of its own"
+        return None
+
+
+async def read_card(card_json: dict[str, Any] | None, given: ModelCard | None, folder: Path) -> RemoteCard:
+    """What a worker's card says. `given` is the user's own MODEL, which then stands for the worker's files; `folder`
+    keeps what is fetched. Raises RecordError and CardError."""
+    own = read_own_card(card_json) if card_json is not None else None
+    if own is not None:
+        card = given or await fetch_card(own, folder)
+        theirs = ModelCard.from_json(own.card, origin="the worker's card")
+        return RemoteCard(
+            card=card, info=own.info, is_own=True, checksum=theirs.mdcsum, **_limits(card_json or {}, card)
+        )
+    if card_json is None:
+        if given is None:
+            raise RecordError("the worker publishes no card; name the MODEL on the command line")
+        return _foreign(given, {})
+    if given is not None:
+        return _foreign(given, card_json)
+    return _foreign(await asyncio.to_thread(_dynamo_card, card_json), card_json)
+
+
+def _foreign(card: ModelCard, card_json: dict[str, Any]) -> RemoteCard:
+    runtime = card_json.get("runtime_config") or {}
+    info = EngineInfo(
+        name="dynamo",
+        context_length=_number(card_json.get("context_length")) or card.context_length,
+        max_running=_number(runtime.get("max_num_seqs") if isinstance(runtime, dict) else None) or _DEFAULT_MAX_RUNNING,
+        capabilities=DYNAMO_CAPABILITIES,
+    )
+    said = {name: card_json.get(name) for name in (*_FILE_FIELDS, "context_length")}
+    return RemoteCard(
+        card=card,
+        info=info,
+        is_own=False,
+        checksum=blake3(msgspec.json.encode(_without_paths(said), order="deterministic")).hexdigest(),
+        **_limits(card_json, card),
+    )
+
+
+def _limits(card_json: dict[str, Any], card: ModelCard) -> dict[str, int]:
+    return {
+        "migration_limit": _number(card_json.get("migration_limit")),
+        "block_size": _number(card_json.get("kv_cache_block_size")) or card.kv_cache_block_size or _DEFAULT_BLOCK_SIZE,
+    }
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else 0
+
+
+def _without_paths(value: Any) -> Any:
+    """The same model lies elsewhere on other machines."""
+    if isinstance(value, dict):
+        return {key: _without_paths(one) for key, one in value.items() if key != "path"}
+    return value
+
+
+def _dynamo_card(card_json: dict[str, Any]) -> ModelCard:
+    """From the files that the card names on a shared disk, else from the Hub. Raises RecordError and CardError."""
+    name = card_json.get("display_name")
+    if not isinstance(name, str) or not name:
+        raise RecordError("the worker's card has no display_name")
+    if card_json.get("model_input", "Tokens") != "Tokens":
+        raise RecordError(
+            f"the worker of {name} takes {card_json['model_input']!r}, not token ids; it tokenizes itself"
+        )
+    places = [str(path.parent) for path in _paths(card_json)]
+    source_path = card_json.get("source_path")
+    places += [place for place in (source_path, name) if isinstance(place, str)]
+    found = next((place for place in places if Path(place).is_dir()), None)
+    if found is not None:
+        return _named(resolve(found, name=name, download=False), card_json)
+    hub = next((place for place in places if place.count("/") == 1 and not place.startswith("/")), None)
+    if hub is None:
+        raise RecordError(f"the files of {name} are at {', '.join(places)} on the worker's machine and not here; "
+                          "share the disk, or name the MODEL on the command line")  # fmt: skip
+    return _named(resolve(hub, name=name), card_json)
+
+
+def _named(card: ModelCard, card_json: dict[str, Any]) -> ModelCard:
+    context_length = _number(card_json.get("context_length")) or card.context_length
+    return msgspec.structs.replace(card, context_length=context_length, kind="none", path=None)
+
+
+def _paths(card_json: dict[str, Any]) -> list[Path]:
+    """Of the card's files: {"model_info": {"hf_config_json": {"path": …}}}, or the path alone (0.3, 0.4)."""
+    found = []
+    for field in _FILE_FIELDS:
+        for entry in (card_json.get(field) or {}).values() if isinstance(card_json.get(field), dict) else ():
+            path = entry.get("path") if isinstance(entry, dict) else entry
+            if isinstance(path, str) and "://" not in path:
+                found.append(Path(path))
+    return found
