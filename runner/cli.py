@@ -1,5 +1,5 @@
 """The command line: `llmrun [in=…] [out=…] [MODEL] [PROMPT] [flags]` and the commands show, ls, pull, rm, engines,
-bench, doctor, version.
+build-engine, bench, doctor, version.
 
 Owns parsing (typer) and exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C. Imports nothing heavy at the top: `--help`
 must be quick, so every command imports what it needs when it runs.
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from runner import cli_build
 from runner import help as help_text
 from runner.console import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, report
 from runner.errors import LlmrunError, UsageError
@@ -204,6 +205,7 @@ def rm(
     _finish(commands_models.rm(model, yes=yes))
 
 
+app.command("build-engine")(cli_build.build_engine)
 engines = typer.Typer(help="Which engines are usable here; install, remove, check.", rich_markup_mode=None)
 app.add_typer(engines, name="engines", invoke_without_command=True)
 

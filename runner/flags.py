@@ -222,6 +222,7 @@ OTHER_VARIABLES: dict[str, str] = {
     "LLMRUN_NATIVE_PYTHON": "the Python with torch that runs out=native",
     "LLMRUN_VLLM_PYTHON": "the Python with vllm that runs out=vllm",
     "LLMRUN_MISTRALRS_PYTHON": "the Python with mistralrs that runs out=mistralrs",
+    "LLMRUN_TRTLLM_PYTHON": "the Python with tensorrt_llm that runs out=trtllm and llmrun build-engine",
     "LLMRUN_SGLANG_PYTHON": "the Python with sglang that runs out=sglang",
     "LLMRUN_NATIVE_KERNELS": "folder for the kernels that out=native compiles for this CPU",
     "LLMRUN_NOHISTORY": "1: in=text keeps no history file",

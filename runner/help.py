@@ -40,12 +40,14 @@ ENGINE_HELP = (
     ("vllm", "vLLM's EngineCore in its own environment: Hugging Face folders"),
     ("sglang", "SGLang in its own environment, one machine or several: Hugging Face folders"),
     ("mistralrs", "mistral.rs in its own environment: GGUF files, Hugging Face folders"),
-    ("trtllm triton dyn", "known; not built yet"),
+    ("trtllm", "TensorRT-LLM in its own environment: compiled engines, Hugging Face folders (not run yet)"),
+    ("triton dyn", "known; not built yet"),
 )
 COMMANDS = (
     ("show MODEL", "what a model is: its card"),
     ("ls, pull, rm", "models in the Hugging Face cache"),
     ("engines", "which engines are usable here; install, remove, check"),
+    ("build-engine", "make a TensorRT-LLM engine of a Hugging Face folder"),
     ("bench", "measure an engine or a server"),
     ("up", "run etcd and nats-server here, for a first try of dyn://"),
     ("workers", "the workers of dyn:// that discovery sees"),

@@ -74,7 +74,13 @@ _ROWS = (
         command="runner.engines.sglang:describe_command",
     ),
     EngineEntry(
-        name="trtllm", summary="TensorRT-LLM", models=("trtllm", "hf"), instead="out=llamacpp with a GGUF file"
+        name="trtllm",
+        summary="TensorRT-LLM in an environment of its own: compiled engines, folders (never run on a GPU)",
+        models=("trtllm", "hf"),
+        factory="runner.engines.trtllm:make_engine",
+        flags=tuple(flag for flag in ENGINE_FLAGS if flag not in ("device", "quantize")),
+        command="runner.engines.trtllm:describe_command",
+        hints="runner.engines.trtllm.hints:ROWS",
     ),
     EngineEntry(
         name="mistralrs",

@@ -33,6 +33,7 @@ RECIPES = {
     "mistralrs": "runner.engines.mistralrs.recipe:RECIPE",
     "native": "runner.engines.native.recipe:RECIPE",
     "sglang": "runner.engines.sglang.recipe:RECIPE",
+    "trtllm": "runner.engines.trtllm.recipe:RECIPE",
     "vllm": "runner.engines.vllm.recipe:RECIPE",
 }
 """name -> "module:attr" of a Recipe. Engines that are not here need no installation, or are not built yet."""

@@ -1,0 +1,4 @@
+from tensorrt_llm.signatures import record
+
+KvCacheConfig = record("KvCacheConfig")
+GuidedDecodingParams = record("GuidedDecodingParams")
