@@ -131,7 +131,7 @@ def test_a_bool_of_the_environment_can_be_taken_back(
         (["in=http", "in=text"], "in= is given twice"),
         (["in=http", "--in", "text"], "in= is given twice"),
         (["out=echo", "--out", "mocker"], "out= is given twice"),
-        (["out=trtllm"], "not built yet; instead"),
+        (["out=triton://host:1/m"], "not built yet; instead"),
         (["doctr"], "did you mean `llmrun doctor`"),
         (["-v", "show", "x"], "put the command first: llmrun show"),
         (["--json", "out=echo_full"], "--json goes with --dry-run"),

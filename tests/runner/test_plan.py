@@ -95,7 +95,7 @@ def test_a_bad_extra_file_is_named(tmp_path: Path, name: str, content: str | Non
         (["in=htp"], {}, "unknown in=htp; did you mean http.*allowed: text"),
         (["in=batch"], {}, "in=batch needs a file: in=batch:FILE.jsonl"),
         (["in=http:80"], {}, "takes nothing after a colon"),
-        (["out=trtllm"], {}, "out=trtllm .* is not built yet; instead: out=llamacpp"),
+        (["out=triton://h:1/m"], {}, "out=triton .* is not built yet; instead: out=llamacpp"),
         (["out=llama"], {}, "unknown out=llama; did you mean llama"),
         (["out=pystr"], {}, r"out=pystr needs an argument: out=pystr:FILE.py"),
         (["out=echo:x"], {}, "takes nothing after a colon"),

@@ -173,8 +173,8 @@ def test_unknown_and_unneeded_engines() -> None:
         install("lama")
     with pytest.raises(UsageError, match="echo_core needs no installation"):
         install("echo_core")
-    with pytest.raises(UsageError, match="trtllm is not built yet"):
-        remove("trtllm")
+    with pytest.raises(UsageError, match="triton is not built yet"):
+        remove("triton")
 
 
 @pytest.mark.parametrize(
