@@ -170,7 +170,7 @@ def _refuse(name: str, recipe: Recipe, wish: Wish) -> None:
 
 def _settled(recipe: Recipe, wish: Wish, say: Say) -> Wish:
     """Where an engine has two builds and none is named, the one for this machine."""
-    if "cpu" not in recipe.takes or wish.cpu or wish.accelerator is not None or _has_nvidia():
+    if not {"cpu", "cuda"} <= recipe.takes or wish.cpu or wish.accelerator is not None or _has_nvidia():
         return wish
     say("there is no NVIDIA driver here: taking the build for the CPU (--cuda takes the other)")
     return msgspec.structs.replace(wish, cpu=True)
