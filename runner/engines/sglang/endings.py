@@ -22,7 +22,7 @@ _KNOWS_BETTER_S = 0.5
 
 
 def leave(reason: str) -> None:
-    """End SGLang's processes and this one; never returns. They go first, so that the reason is the last line of the log."""
+    """End SGLang's processes, then this one, so that the reason is the last line of the log. Never returns."""
     _kill(multiprocessing.active_children())
     sys.stdout.flush()
     sys.stderr.write(f"sglang: {reason}, which ends the engine\n")

@@ -7,6 +7,8 @@ so the checks share engines (sharing.py).
 from __future__ import annotations
 
 import asyncio
+import math
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest_asyncio
 
 from runner.engines.process import ProcessEngine
 from runner.errors import EngineDied, LlmrunError
-from runner.types import GuidedDecoding, SamplingParams
+from runner.types import EmbedRequest, GuidedDecoding, SamplingParams
 from tests.conformance import Check, EngineCase
 from tests.runner.engines.sglang.real import KNOWN, PYTHON, answer, deltas_of, is_right, make, prompts
 from tests.runner.engines.sglang.sharing import LIMITED, SHARED, Engines
@@ -138,6 +140,21 @@ async def test_logprobs_and_cached_tokens(engine: ProcessEngine) -> None:
             assert row.token_id == token_id == row.top[0][0]
             assert len(row.top) == 3 and row.logprob <= 0
     assert sum(delta.cached_tokens or 0 for delta in warm) >= len(prompt) - 1
+
+
+async def test_embeddings() -> None:
+    model = make(extra={"is_embedding": True})
+    try:
+        info = await model.start()
+        assert info.capabilities == ("embed",)
+        result = await model.embed(EmbedRequest(id="e", inputs=[[5, 6, 7], [8, 9], [5, 6, 7]]))
+    finally:
+        await model.close()
+    first, other, again = (struct.unpack(f"<{len(vector) // 4}f", vector) for vector in result.vectors)
+    assert result.prompt_tokens == 8
+    assert math.hypot(*first) == pytest.approx(1.0, abs=1e-5)
+    same, different = [sum(a * b for a, b in zip(first, row, strict=True)) for row in (again, other)]
+    assert same > 0.9995 > 0.999 > different  # it is no embedding model: all its vectors are close
 
 
 @pytest.mark.parametrize("check", LIMITED + SHARED, ids=lambda check: check.__name__)

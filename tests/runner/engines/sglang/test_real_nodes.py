@@ -113,6 +113,14 @@ def is_right(node: Node) -> bool:
     return texts == [case["text"] for case in CASES]
 
 
+def is_steered_alike(node: Node) -> bool:
+    """Whether our logit processor does the same in the ranks of both machines."""
+    hot = {**body("The capital of Italy is", 16), "temperature": 3.0, "seed": 5}
+    digits = {**body("The capital of Italy is", 16), "guided_regex": "[0-9]{3}"}
+    first, again, number = [reply["choices"][0]["text"] for reply in node.ask([hot, hot, digits])]
+    return first == again and number.isdigit() and len(number) == 3
+
+
 def test_two_nodes_answer_like_one_and_die_together(
     machines: tuple[Machine, Machine], nodes: list[Node], tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -120,6 +128,8 @@ def test_two_nodes_answer_like_one_and_die_together(
     nodes += [Node(leader, 0, leader, tmp_path / "0.log"), Node(other, 1, leader, tmp_path / "1.log")]
     nodes[0].wait_ready()
     assert is_right(nodes[0])
+
+    assert is_steered_alike(nodes[0])
 
     # kill -9 of a rank of node 1 under 32 streams
     endless = {**body([5] * 20, 900), "ignore_eos": True}
