@@ -24,6 +24,7 @@ ACK_S = 5.0
 _REQUEST_S = 30.0
 """How long one request may take to arrive once it has begun."""
 PROBE_S = 3.0
+_CLOSE_S = 1.0
 PING = "x-llmrun-ping"
 """A header that asks for no more than an acknowledgement: is this instance well?"""
 OWN = "x-llmrun"
@@ -243,7 +244,7 @@ class TcpEndpoint:
         self._host, self._port, self._take = host, port, take
         self._path = ""
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self, path: str) -> str:
         """Listen; returns the target for the instance's record. Raises OSError."""
@@ -254,7 +255,9 @@ class TcpEndpoint:
         return f"{where}:{name[1]}/{path}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = writer
         try:
             while True:
                 start = await reader.readexactly(2)  # however long nobody asks
@@ -265,7 +268,7 @@ class TcpEndpoint:
         except (OSError, EOFError):  # TimeoutError is an OSError
             pass
         finally:
-            self._writers.discard(writer)
+            del self._serving[task]
             writer.close()
 
     async def _read_one(self, reader: asyncio.StreamReader, start: bytes) -> str:
@@ -293,8 +296,11 @@ class TcpEndpoint:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for writer in list(self._writers):
+        tasks = set(self._serving)
+        for writer in self._serving.values():
             writer.close()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_S)
 
 
 class NatsEndpoint:
