@@ -30,6 +30,7 @@ FRONTEND_HELP = (
     ("http", "OpenAI-compatible server"),
     ("batch:FILE.jsonl", "one answer for each line"),
     ("none", "start the engine and wait"),
+    ("dyn://NAMESPACE.COMPONENT.ENDPOINT", "serve this engine to out=dyn:// of other machines"),
 )
 ENGINE_HELP = (
     ("llamacpp", "llama.cpp: GGUF files (default for them)"),
@@ -41,7 +42,8 @@ ENGINE_HELP = (
     ("sglang", "SGLang in its own environment, one machine or several: Hugging Face folders"),
     ("mistralrs", "mistral.rs in its own environment: GGUF files, Hugging Face folders"),
     ("trtllm", "TensorRT-LLM in its own environment: compiled engines, Hugging Face folders (not run yet)"),
-    ("triton dyn", "known; not built yet"),
+    ("dyn://NAMESPACE.COMPONENT.ENDPOINT", "workers found by discovery"),
+    ("triton", "known; not built yet"),
 )
 COMMANDS = (
     ("show MODEL", "what a model is: its card"),
@@ -65,7 +67,7 @@ NOTES = (
 
 def command_names() -> tuple[str, ...]:
     """First words that are commands."""
-    return ("show", "ls", "pull", "rm", "engines", "bench", "up", "workers", "doctor", "version")
+    return ("show", "ls", "pull", "rm", "engines", "build-engine", "bench", "up", "workers", "doctor", "version")
 
 
 def full_help() -> str:
