@@ -22,6 +22,7 @@ from runner.engines.base import EngineSpec
 from runner.engines.mistralrs.answer import Answer
 from runner.engines.mistralrs.sampling import CAPABILITIES, check_honoured, request_fields
 from runner.engines.mistralrs.settings import Settings, read_settings
+from runner.engines.mistralrs.tokenizer_file import write_plain
 from runner.engines.mistralrs.vocabulary import Vocabulary
 from runner.errors import EngineFailed, EngineStartFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
@@ -56,6 +57,7 @@ class MistralrsEngine:
         self._runner: Any = None
         self._vocabulary: Vocabulary
         self._special_texts: dict[int, str] = {}
+        self._renamed: dict[int, bytes] = {}
         self._context_length = 0
         self._folder = tempfile.TemporaryDirectory(prefix="llmrun-mistralrs-")
 
@@ -66,8 +68,8 @@ class MistralrsEngine:
         tokenizer = await asyncio.to_thread(load_tokenizer, self._spec.card)
         own = self._runner.max_sequence_length() or self._spec.card.context_length
         self._context_length = min(own, self._spec.options.context_length or own)
-        self._vocabulary = Vocabulary(tokenizer, self._runner)
-        self._special_texts = {token: self._vocabulary.text_of(token) for token in tokenizer.special_ids}
+        self._vocabulary = Vocabulary(tokenizer, self._runner, renamed=self._renamed)
+        self._special_texts = {token: self._vocabulary.text_of(token) for token in self._vocabulary.hidden_ids}
         self.progress("warming up", None)
         self._vocabulary.num_added = await asyncio.to_thread(self._num_added)
         return EngineInfo(
@@ -85,7 +87,7 @@ class MistralrsEngine:
         settings = self._settings
         template = Path(self._folder.name) / "prompt.jinja"
         template.write_text(_TEMPLATE)
-        which = dict(settings.which)
+        which = {**self._plain_tokenizer(), **settings.which}
         if settings.dtype is not None:
             which["dtype"] = getattr(mistralrs.ModelDType, settings.dtype)
         arguments = dict(settings.arguments)
@@ -96,6 +98,16 @@ class MistralrsEngine:
             return mistralrs.Runner(which=chosen, jinja_explicit=str(template), **arguments)
         except (ValueError, TypeError) as problem:
             raise EngineStartFailed(f"mistral.rs cannot load {self._spec.card.name}: {problem}") from problem
+
+    def _plain_tokenizer(self) -> dict[str, str]:
+        """For folders with a tokenizer.json; mistral.rs takes no other vocabulary for a GGUF file than its own."""
+        card, target = self._spec.card, Path(self._folder.name) / "tokenizer.json"
+        is_ours = self._settings.kind == "Plain" and "tokenizer_json" not in self._settings.which
+        if not is_ours or card.tokenizer is None or Path(card.tokenizer.path).name != target.name:
+            return {}
+        kept_names = set(card.special_tokens.values())
+        self._renamed = write_plain(Path(card.tokenizer.path), target, card.eos_token_ids, kept_names)
+        return {"tokenizer_json": str(target)}
 
     def _num_added(self) -> int:
         """How many tokens mistral.rs puts before a prompt, told by a first answer of one token."""
@@ -157,10 +169,13 @@ class MistralrsEngine:
 
     def _prepare(self, request: TokenRequest) -> tuple[Answer, dict[str, Any]]:
         ends = set(self._spec.card.eos_token_ids) if request.sampling.guided is not None else set()
-        special = self._vocabulary.special_ids
-        stops = sorted((ends | set(request.stop_token_ids)) & special)
+        hidden = self._vocabulary.hidden_ids
+        stops = sorted((ends | set(request.stop_token_ids)) & hidden)
         texts = [self._special_texts[token] for token in stops]
-        fields = request_fields(request, texts, special - set(stops), self._spec.card.vocab_size)
+        forbidden = set(hidden) - set(stops)
+        if request.sampling.guided is not None:
+            forbidden |= self._vocabulary.renamed_ids  # a grammar would take their new names for text
+        fields = request_fields(request, texts, forbidden, self._spec.card.vocab_size)
         return Answer(request, self._vocabulary, stops), fields
 
     def _pump(self, request: TokenRequest, fields: dict[str, Any], stream: _Stream) -> None:

@@ -30,15 +30,24 @@ class TextReader(Protocol):
 
 
 class Vocabulary:
-    """`num_added`: tokens that mistral.rs puts before every prompt by itself (begin of text)."""
+    """`renamed`: tokens that mistral.rs knows by another name (tokenizer_file.py), which it tells like all others.
 
-    def __init__(self, tokens: Tokens, reader: TextReader, *, num_added: int = 0) -> None:
+    `num_added`: tokens that it puts before every prompt by itself (begin of text).
+    """
+
+    def __init__(
+        self, tokens: Tokens, reader: TextReader, *, renamed: dict[int, bytes] | None = None, num_added: int = 0
+    ) -> None:
         self._reader = reader
         self._pieces = tokens.all_token_bytes()
+        self.renamed_ids = frozenset(renamed or ())
+        for token, name in (renamed or {}).items():
+            self._pieces[token] = name
         self._ids: dict[bytes, int] = {}
         for token, piece in enumerate(self._pieces):
             self._ids.setdefault(piece, token)
-        self.special_ids = tokens.special_ids
+        self.hidden_ids = tokens.special_ids - self.renamed_ids
+        """Those that mistral.rs makes without telling."""
         self.num_added = num_added
 
     def prompt_text(self, ids: list[int]) -> str:

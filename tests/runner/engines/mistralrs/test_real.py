@@ -163,6 +163,12 @@ async def test_tokens_of_half_characters_keep_their_ids(engine: ProcessEngine) -
     assert ids == tokenizer.encode("é😀")
 
 
+async def test_tokens_that_mistral_rs_would_hide_are_told(engine: ProcessEngine) -> None:
+    start = load_tokenizer(resolve("demo-hf")).encode("<|im_start|>")
+    sampling = SamplingParams(temperature=0.0, logit_bias={start[0]: 100.0})
+    assert await answer(engine, PROMPT, sampling=sampling) == start * 8
+
+
 async def test_a_death_ends_every_stream_and_the_next_request_starts_it_again() -> None:
     engine = make()
     try:
