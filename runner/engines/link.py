@@ -214,6 +214,8 @@ class Link(asyncio.Protocol):
             self.send(kind, (key, request))
         except FrameTooLarge as error:
             raise RequestError(f"the request is too long for the engine: {error}") from error
+        except OverflowError as error:
+            raise RequestError(f"a number of the request is too large: {error}") from error
 
     def next_key(self) -> int:
         """For a new request. Raises EngineDied when the link is broken."""

@@ -71,6 +71,12 @@ async def test_a_bad_grammar_is_the_requests_fault(engine: ProcessEngine) -> Non
     assert await ask(engine)
 
 
+async def test_a_number_that_no_frame_can_carry_is_the_requests_fault(engine: ProcessEngine) -> None:
+    with pytest.raises(RequestError, match="too large"):
+        await ask(engine, sampling={"temperature": 1.0, "seed": 2**80})
+    assert await ask(engine)
+
+
 async def test_an_engine_argument_that_is_unknown_is_a_failed_start() -> None:
     engine = make(extra={"tp_sice": 2})
     with pytest.raises(EngineStartFailed, match="no engine argument 'tp_sice'"):

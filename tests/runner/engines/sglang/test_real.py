@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from runner.engines.process import ProcessEngine
-from runner.errors import EngineDied, LlmrunError
+from runner.errors import EngineDied, LlmrunError, RequestError
 from runner.types import EmbedRequest, GuidedDecoding, SamplingParams
 from tests.conformance import Check, EngineCase
 from tests.runner.engines.sglang.real import KNOWN, PYTHON, answer, deltas_of, is_right, make, prompts
@@ -92,6 +93,58 @@ async def test_every_bad_request_is_refused_by_itself(engine: ProcessEngine) -> 
         assert await is_right(engine), name
     assert engine.pid == pid and engine.num_restarts == 0
     assert not served
+
+
+async def test_three_thousand_fuzzed_requests(engine: ProcessEngine) -> None:
+    dice = random.Random(4)
+    pid = engine.pid
+    num_served = num_refused = 0
+    gate = asyncio.Semaphore(48)
+
+    async def one() -> None:
+        nonlocal num_served, num_refused
+        async with gate:
+            try:
+                await answer(engine, **fuzzed(dice))
+                num_served += 1
+            except RequestError:
+                num_refused += 1
+
+    await asyncio.gather(*[one() for _ in range(3000)])
+    assert await is_right(engine)
+    assert engine.pid == pid and engine.num_restarts == 0
+    assert num_served > 600 and num_refused > 600
+
+
+def fuzzed(dice: random.Random) -> dict[str, Any]:
+    """Each field is neutral, odd or wrong."""
+    choices: dict[str, list[Any]] = {
+        "temperature": [0.0, 1.0, 2.0, 1e-9, -1.0, 1e9, float("inf"), float("nan")],
+        "top_k": [0, 1, 50, -7, 10**6],
+        "top_p": [1.0, 0.5, 0.0, 1.5, float("nan")],
+        "min_p": [0.0, 0.1, 1.0, 2.0],
+        "typical_p": [1.0, 0.3, 0.0],
+        "repetition_penalty": [1.0, 1.2, 0.0, -2.0],
+        "presence_penalty": [0.0, 1.0, 9.0],
+        "frequency_penalty": [0.0, -1.0, -9.0],
+        "seed": [None, 0, -1, 2**63 - 1, 2**80],
+        "logit_bias": [None, {5: 1.0}, {-1: 1.0}, {10**6: 1.0}, {5: 1e30}, {5: float("-inf")}],
+        "logprobs": [None, 0, 3, 21, -3, 10**6],
+        "bad_words_ids": [(), ((5,),), ((5, 6),), ((),), ((10**6,),)],
+        "guided": [None, GuidedDecoding(regex="[a-z]*"), GuidedDecoding(regex="((("), GuidedDecoding(choice=("no",))],
+    }
+    sampling = {name: dice.choice(choices[name]) for name in dice.sample(sorted(choices), dice.randint(0, 3))}
+    length = dice.choice([1, 5, 9, *[40] * 6, 1017, 1018, 2000 if dice.random() < 0.3 else 80])
+    ids = [dice.randrange(3, 1000) for _ in range(length)]
+    if ids and dice.random() < 0.15:
+        ids[dice.randrange(len(ids))] = dice.choice([-1, 1024, 10**9, 2**40])
+    return {
+        "token_ids": ids,
+        "sampling": SamplingParams(**sampling),
+        "max_tokens": dice.choice([1, 2, 3, 3, 3, 4, 4, 4, 0, 10**9]),
+        "min_tokens": dice.choice([0, 0, 0, 0, 0, 1, 1, 2, -1]),
+        "stop_token_ids": dice.choice([(), (2,), (2,), (0, 2), (0, 2), (7, 8), (10**7,)]),
+    }
 
 
 async def test_every_field_is_honoured(engine: ProcessEngine) -> None:
