@@ -19,12 +19,13 @@ from typing import Any
 from model_cards.tokenizer import load_tokenizer
 from runner.engines.admission import check_request
 from runner.engines.base import EngineSpec
+from runner.engines.failures import describe
 from runner.engines.mistralrs.answer import Answer
 from runner.engines.mistralrs.sampling import CAPABILITIES, check_honoured, request_fields
 from runner.engines.mistralrs.settings import Settings, read_settings
 from runner.engines.mistralrs.tokenizer_file import write_plain
 from runner.engines.mistralrs.vocabulary import Vocabulary
-from runner.errors import EngineFailed, EngineStartFailed, RequestError, UnsupportedField
+from runner.errors import EngineFailed, EngineStartFailed, LlmrunError, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
 _TEMPLATE = "{{ messages[0]['content'] }}"
@@ -194,8 +195,9 @@ class MistralrsEngine:
             stream.put(None)
         except ValueError as problem:
             stream.put(_error(problem))
-        except Exception as problem:
-            stream.put(problem)
+        except BaseException as problem:  # the thread ends here; a panic of Rust is no Exception
+            is_ours = isinstance(problem, LlmrunError)
+            stream.put(problem if is_ours else EngineFailed(f"mistral.rs failed at this request: {describe(problem)}"))
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """See Engine."""
