@@ -5,24 +5,23 @@ Owns processes and folders; which commands, build_plan.py says.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from model_cards.errors import CardError
 from model_cards.trtllm_card import engine_fields
+from runner.engines import pip
 from runner.engines.hints import likely_fix
 from runner.engines.trtllm.build_plan import Step
 from runner.errors import EngineStartFailed, UsageError
 
 _TAIL_LINES = 30
-_END_S = 5.0
 Say = Callable[[str], None]
 
 
@@ -37,7 +36,8 @@ def staging(out: Path) -> Iterator[Path]:
     except OSError as problem:
         raise UsageError(f"{out} cannot be made: {problem.strerror or problem}") from None
     try:
-        yield Path(folder)
+        with _term_as_interrupt():
+            yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -59,41 +59,26 @@ def finish(engine: Path, out: Path) -> None:
 
 
 def _run(step: Step, note: Say) -> None:
-    tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
     try:
-        process = subprocess.Popen(
-            step.command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        code, lines = pip.run(list(step.command), os.environ, lambda line: note(line.rstrip()))
     except OSError as problem:
-        raise EngineStartFailed(
-            f"{step.label}: {step.command[0]} cannot be run: {problem.strerror or problem}"
-        ) from None
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            tail.append(line.rstrip())
-            note(line.rstrip())
-        code = process.wait()
-    finally:
-        _end(process)
+        what = problem.strerror or problem
+        raise EngineStartFailed(f"{step.label}: {step.command[0]} cannot be run: {what}") from None
     if code != 0:
-        log = "\n".join(tail)
+        log = "\n".join(lines[-_TAIL_LINES:])
         raise EngineStartFailed(
             f"{step.label} failed with exit code {code}", log_tail=log, hint=likely_fix(log, code, "trtllm")
         )
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """With all that it started (ranks), also after Ctrl-C."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_S)
-            return
+@contextlib.contextmanager
+def _term_as_interrupt() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that the folder goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
