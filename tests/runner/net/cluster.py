@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,9 @@ class InProcess:
 class Program:
     """One `llmrun …` of its own process group, with its stderr in a file."""
 
-    def __init__(self, words: list[str], folder: Path, **env: str) -> None:
+    def __init__(self, words: list[str], folder: Path, before: Sequence[str] = (), **env: str) -> None:
         self.log = folder / f"{time.monotonic_ns()}.log"
-        command = [sys.executable, "-m", "runner", *words]
+        command = [*before, sys.executable, "-m", "runner", *words]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=log, env={**os.environ, **env}, start_new_session=True
