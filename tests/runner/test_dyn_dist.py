@@ -170,7 +170,8 @@ async def test_the_two_commands_of_the_seed_on_two_hosts(two_hosts: tuple[str, s
         ask = (
             "import json, urllib.request as u; r = u.Request('http://127.0.0.1:8080/v1/chat/completions', "
             "json.dumps({'messages': [{'role': 'user', 'content': 'What is the capital of France?'}], "
-            "'temperature': 0}).encode()); print(json.load(u.urlopen(r, timeout=60))['choices'][0]['message']['content'])"
+            "'temperature': 0}).encode()); "
+            "print(json.load(u.urlopen(r, timeout=60))['choices'][0]['message']['content'])"
         )
         ran = await asyncio.to_thread(
             subprocess.run, [*here, sys.executable, "-c", ask], capture_output=True, text=True, timeout=90

@@ -72,7 +72,8 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def _engine_families(state: State) -> list[FamilySnapshot]:
-    """Engines' own numbers, as llmrun_engine_NAME{model}, and whether each engine is up."""
+    """Engines' own numbers, as llmrun_engine_NAME{model}, those of one worker (`NAME@WORKER`) as
+    llmrun_worker_NAME{model,worker}, and whether each engine is up."""
     registry = Registry()
     up = registry.gauge("llmrun_engine_up", "Whether the engine can serve requests", "model", "engine")
     running = registry.gauge("llmrun_answers_running", "Answers running in the worker that was asked")
@@ -86,10 +87,13 @@ async def _engine_families(state: State) -> list[FamilySnapshot]:
         for key, value in (stats or {}).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            metric = "llmrun_engine_" + "".join(char if char.isalnum() else "_" for char in key)
+            key, _, worker = key.partition("@")
+            plain = "".join(char if char.isalnum() else "_" for char in key)
+            metric = f"llmrun_worker_{plain}" if worker else f"llmrun_engine_{plain}"
+            labels = {"model": name, "worker": worker} if worker else {"model": name}
             if metric not in families:
-                families[metric] = registry.gauge(metric, f"{key}, as the engine says", "model")
-            families[metric].of(name).set(float(value))
+                families[metric] = registry.gauge(metric, f"{key}, as the engine says", *labels)
+            families[metric].of(*labels.values()).set(float(value))
     return registry.snapshot()
 
 
