@@ -11,7 +11,7 @@ from runner.errors import UsageError
 from runner.net.store import Store
 
 STORES = ("etcd", "file")
-_ETCD_VARIABLE, _FOLDER_VARIABLE = "ETCD_ENDPOINTS", "LLMRUN_STORE_FOLDER"
+_ETCD_VARIABLE, _FOLDER_VARIABLE = "ETCD_ENDPOINTS", "LLMRUN_STORE_PATH"
 _DEFAULT_ETCD = "http://localhost:2379"
 
 
