@@ -55,6 +55,7 @@ class Router:
         self._next = 0
         self._blocks: OrderedDict[int, set[int]] = OrderedDict()
         self._rng = random.Random()
+        self._num_cached = 0
 
     def pick(self, candidates: Sequence[Candidate], token_ids: Sequence[int]) -> int:
         """The place of the chosen one in `candidates`, which are not empty and in a stable order."""
@@ -70,8 +71,8 @@ class Router:
         return (self._next - 1) % len(candidates)
 
     def num_blocks(self, token_ids: Sequence[int]) -> int:
-        """What a request weighs."""
-        return len(token_ids) // self._block_size + 1
+        """What the request of the last pick weighs: blocks that its worker holds already cost nothing more."""
+        return len(token_ids) // self._block_size + 1 - self._num_cached
 
     def _pick_kv(self, candidates: Sequence[Candidate], token_ids: Sequence[int]) -> int:
         hashes = block_hashes(token_ids, self._block_size)
@@ -81,6 +82,7 @@ class Router:
             for candidate, overlap in zip(candidates, overlaps, strict=True)
         ]
         at = self._draw(costs)
+        self._num_cached = overlaps[at]
         for one in hashes:
             self._blocks.setdefault(one, set()).add(candidates[at].id)
             self._blocks.move_to_end(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +14,7 @@ from model_cards.card import ModelCard
 from runner.engines import echo, mocker
 from runner.engines.base import Engine, EngineOptions, EngineSpec
 from runner.errors import EngineBusy, EngineDied, EngineFailed, RequestError, UnsupportedField
+from runner.net.routing import Router
 from runner.types import EngineInfo, GuidedDecoding, SamplingParams, TokenDelta, TokenRequest
 from tests.conformance import CHECKS, Check, EngineCase, run_check
 from tests.runner.net.cluster import InProcess, prefix_answer
@@ -212,3 +214,35 @@ async def test_closing_a_stream_frees_the_worker_and_the_books() -> None:
         assert (worker.num_running, worker.active_blocks, worker.down, worker.streams) == (0, 0, None, set())
     finally:
         await cluster.close()
+
+
+async def _cached_share(mode: str) -> float:
+    """Of the prompt tokens of a load with 32 shared prefixes, on four workers that can each keep nine."""
+    extra = {**FAST, "block_size": 16, "num_gpu_blocks": 400}
+    engines = [mocker.make_engine(_spec("mocker", extra=extra)) for _ in range(4)]
+    cluster = InProcess(engines, router=Router(mode, block_size=16))
+    await cluster.start()
+    cached = total = 0
+
+    async def ask(number: int) -> None:
+        nonlocal cached, total
+        prefix = [10 + (number % 32) * 7 + at % 200 for at in range(640)]
+        prompt = [*prefix, *(300 + number % 150 for _ in range(32))]
+        total += len(prompt)
+        request = TokenRequest(id=f"r{number}", token_ids=prompt, max_tokens=2)
+        async with asyncio.timeout(20), aclosing(cluster.generate(request)) as stream:
+            async for delta in stream:
+                cached += delta.cached_tokens or 0
+
+    try:
+        order = random.Random(7).sample(range(192), 192)
+        for at in range(0, 192, 8):
+            await asyncio.gather(*(ask(number) for number in order[at : at + 8]))
+    finally:
+        await cluster.close()
+    return cached / total
+
+
+async def test_kv_routing_finds_the_prefixes() -> None:
+    by_turns, by_prefix = await _cached_share("round-robin"), await _cached_share("kv")
+    assert by_prefix >= 2 * by_turns, f"kv {by_prefix:.2f}, round-robin {by_turns:.2f}"

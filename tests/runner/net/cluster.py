@@ -56,10 +56,10 @@ def prefix_answer(prompt: list[int], num: int) -> list[int]:
 class InProcess:
     """An Engine over the wire, and the workers behind it, all in this process."""
 
-    def __init__(self, engines: list[Engine], *, migration_limit: int = 0) -> None:
+    def __init__(self, engines: list[Engine], *, migration_limit: int = 0, router: Router | None = None) -> None:
         self.engines, self.limit = engines, migration_limit
         self.client = NetClient("127.0.0.1", "nats://127.0.0.1:1")
-        self.pool = WorkerPool(self.client, Router("round-robin"))
+        self.pool = WorkerPool(self.client, router or Router("round-robin"))
         self.streams: list[EndpointStreams] = []
         self.endpoints: list[TcpEndpoint] = []
         self.remote: RemoteEngine
