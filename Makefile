@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PREBUILT ?=
 
-.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-mistralrs test-dist test-fuzz lint bench engine demo-model clean
+.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-mistralrs test-dist test-fuzz test-interop lint bench engine demo-model clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (half a minute)" >&2
@@ -59,6 +59,13 @@ test-dist: $(DEV_STAMP)
 # A million mutated frames at every decoder and socket; minutes. LLMRUN_FUZZ_FRAMES=N: as many.
 test-fuzz: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m fuzz -s
+
+# NVIDIA Dynamo of several versions, each in an environment of its own.
+DYNAMO_ENVS ?= .venv-dynamo
+test-interop: $(DEV_STAMP)
+	@for v in 0.4.1 0.9.1 1.0.2 1.6.1; do test -x $(DYNAMO_ENVS)/$$v/bin/python || { $(PYTHON) -m venv $(DYNAMO_ENVS)/$$v && \
+	  $(DYNAMO_ENVS)/$$v/bin/python -m pip install --quiet ai-dynamo-runtime==$$v; } || exit 1; done
+	@DYNAMO_ENVS=$(abspath $(DYNAMO_ENVS)) $(BIN)/python -m pytest -m interop
 
 lint: $(DEV_STAMP)
 	@$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Runs under a Python with ai-dynamo-runtime, any of 0.4 to 1.6: `worker|client NS.COMP.EP PLANE [PROMPT MAX_TOKENS]`.
+"""Runs under a Python with ai-dynamo-runtime, any of 0.4 to 1.6: `worker|client NS.COMP.EP PLANE [PROMPT MAX]`.
 
-The worker answers as tests.runner.net.cluster.PREFIX_ENGINE does. The client prints one JSON line with the token ids and
-the finish reason that it got. Imports nothing of llmrun; Python 3.10.
+The worker answers as tests.runner.net.cluster.PREFIX_ENGINE does. The client prints one JSON line with the token ids
+and the finish reason that it got. Imports nothing of llmrun; Python 3.10.
 """
 
 import asyncio
