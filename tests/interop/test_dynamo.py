@@ -45,7 +45,7 @@ def python_of(version: str) -> str:
 @pytest.fixture
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """etcd and nats-server, named by the two variables."""
-    etcd, nats = daemons.etcd(tmp_path / "etcd"), daemons.nats()
+    etcd, nats = daemons.etcd(tmp_path / "etcd"), daemons.nats(tmp_path / "jetstream")
     etcd.start()
     nats.start()
     monkeypatch.setenv("ETCD_ENDPOINTS", f"http://127.0.0.1:{etcd.port}")

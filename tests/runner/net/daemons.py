@@ -63,6 +63,8 @@ def etcd(folder: Path) -> Daemon:
     return Daemon([program("etcd"), *words], port)
 
 
-def nats() -> Daemon:
+def nats(jetstream: Path | None = None) -> Daemon:
+    """`jetstream`: the folder of its store; Dynamo 0.9 does not start without one."""
     port = free_port()
-    return Daemon([program("nats-server"), "-a", "127.0.0.1", "-p", str(port)], port)
+    words = [] if jetstream is None else ["-js", "-sd", str(jetstream)]
+    return Daemon([program("nats-server"), "-a", "127.0.0.1", "-p", str(port), *words], port)
