@@ -35,6 +35,8 @@ from runner.errors import EngineBusy, EngineFailed
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, EngineInfo, TextDelta, TokenDelta, TokenRequest
 
 HEARTBEAT_S = 1.0
+_KEPT_S = 0.02
+"""How long a delta waits at most for the next step, to go out with it."""
 _FLUSH_BOUND_S = 2.0
 _SWITCH_INTERVAL_S = 0.0005
 """The socket thread gets the interpreter within half a millisecond while the engine runs Python (default: 5 ms)."""
@@ -58,6 +60,7 @@ class Server:
         self._host: Host | None = None
         self._info: EngineInfo | None = None
         self._heartbeats: asyncio.Task[None] | None = None
+        self._is_ticking = False
         self._thread = threading.Thread(target=self._run, name="sockets", daemon=True)
 
     # main thread
@@ -250,7 +253,18 @@ class Server:
         request_id = f"{name}#{self._num_requests}"
         peer.ids[key] = request_id
         self._routes[request_id] = (peer, key)
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._loop.call_later(_KEPT_S, self._tick)
         return request_id
+
+    def _tick(self) -> None:
+        """While there are requests."""
+        for peer in self._peers:
+            peer.send_kept()
+        self._is_ticking = bool(self._routes)
+        if self._is_ticking:
+            self._loop.call_later(_KEPT_S, self._tick)
 
     def _embed(self, peer: Peer, key: int, request: EmbedRequest) -> None:
         if self._host is None or self._info is None:

@@ -3,6 +3,9 @@
 Two threads write. The engine thread sends a step's deltas itself (`try_send_tokens`) while nothing is in front of them:
 waking the socket thread for each step would take a core from the threads that compute. In every other case, and for
 every other message, the socket thread writes, through its transport. One lock keeps frames whole and in order.
+
+Steps shorter than PACE_S are told together: each frame wakes the launcher, which takes a core from the same threads.
+The first and the last delta of a stream never wait, and the socket thread sees to it that no other waits long.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ import asyncio
 import socket
 import sys
 import threading
+from time import monotonic
 from typing import Any, Protocol, cast
 
 from runner.engines import frames
 from runner.engines.frames import FrameReader, ProtocolError
 from runner.engines.merge import merge_tokens, own_delta, push_text
 from runner.types import TextDelta, TokenDelta
+
+PACE_S = 0.005
+"""Least time between two frames of deltas; the launcher wakes its readers no more often either (link.MIN_PAUSE_S)."""
 
 
 class Router(Protocol):
@@ -51,6 +58,7 @@ class Peer(asyncio.Protocol):
         self._rest = b""
         self._num_queued = 0
         self._is_paused = False
+        self._pause_until = 0.0
         self._tokens: dict[int, TokenDelta] = {}
         self._texts: dict[int, list[TextDelta]] = {}
 
@@ -106,14 +114,34 @@ class Peer(asyncio.Protocol):
     def try_send_tokens(self, deltas: list[tuple[int, TokenDelta]]) -> bool:
         """Engine thread: one step's deltas straight into the socket, or False: have `send_queued` called.
 
-        Also False after a frame that did not fit in whole: deltas stay in order, and whoever is behind gets its tokens
-        merged by the socket thread.
+        Also False after a frame that did not fit in whole: deltas stay in order. What comes too soon after the last
+        frame, or while the reader is behind, is kept and merged; the next frame has it.
         """
         with self._lock:
+            now = monotonic()
+            if not self._num_queued and (self._is_paused or (now < self._pause_until and not _is_urgent(deltas))):
+                self._keep(deltas)
+                return True
+            if self._tokens:
+                self._keep(deltas)
+                deltas[:] = self._tokens.items()  # in place: a queued call holds this list
+                self._tokens = {}
+            self._pause_until = now + PACE_S
             if not self._send_now(deltas):
                 self._num_queued += 1
                 return False
             return True
+
+    def send_kept(self) -> None:
+        """Socket thread, now and then: what waits for a next step that does not come soon."""
+        with self._lock:
+            if self._tokens and not self._is_paused and not self._num_queued and monotonic() >= self._pause_until:
+                self._flush()
+
+    def _keep(self, deltas: list[tuple[int, TokenDelta]]) -> None:
+        for key, delta in deltas:
+            waiting = self._tokens.get(key)
+            self._tokens[key] = own_delta(delta) if waiting is None else merge_tokens(waiting, delta)
 
     def _send_now(self, deltas: list[tuple[int, TokenDelta]]) -> bool:
         transport = self._transport
@@ -146,9 +174,7 @@ class Peer(asyncio.Protocol):
             if not self._is_paused:
                 self._write(frames.DELTAS, deltas)
                 return
-            for key, delta in deltas:
-                waiting = self._tokens.get(key)
-                self._tokens[key] = own_delta(delta) if waiting is None else merge_tokens(waiting, delta)
+            self._keep(deltas)
 
     def send_texts(self, deltas: list[tuple[int, TextDelta]]) -> None:
         """As send_tokens, for text."""
@@ -192,3 +218,8 @@ class Peer(asyncio.Protocol):
         assert self._transport is not None
         if not self._transport.is_closing():
             self._transport.write(frames.encode(kind, payload))
+
+
+def _is_urgent(deltas: list[tuple[int, TokenDelta]]) -> bool:
+    """Whether one is the first of its stream, or the last."""
+    return any(delta.finish is not None or delta.cached_tokens is not None for _, delta in deltas)

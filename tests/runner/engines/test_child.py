@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -159,6 +160,42 @@ async def test_a_step_leaves_from_the_engine_thread() -> None:
     theirs.close()
 
 
+async def test_short_steps_are_told_together_but_first_and_last_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runner.engines.peers.PACE_S", 3600.0)
+    peer, theirs = await over_socketpair()
+    reader = FrameReader()
+
+    def told(*batch: tuple[int, TokenDelta]) -> list[tuple[int, object]]:
+        assert peer.try_send_tokens(list(batch))
+        try:
+            return list(reader.feed(theirs.recv(65536)))
+        except BlockingIOError:
+            return []
+
+    first, other = TokenDelta([5], cached_tokens=0), TokenDelta([6], cached_tokens=3)
+    assert told((1, first)) == [(frames.DELTAS, [(1, first)])]
+    assert told((1, TokenDelta([7]))) == told((1, TokenDelta([8]))) == []
+    assert told((2, other)) == [(frames.DELTAS, [(1, TokenDelta([7, 8])), (2, other)])]
+    assert told((1, TokenDelta([9])), (2, TokenDelta([10]))) == []
+    last = told((1, TokenDelta([11], "length")))
+    assert last == [(frames.DELTAS, [(1, TokenDelta([9, 11], "length")), (2, TokenDelta([10]))])]
+    peer.close()
+    theirs.close()
+
+
+async def test_what_waits_for_a_step_that_does_not_come_is_told() -> None:
+    peer, theirs = await over_socketpair()
+    assert peer.try_send_tokens([(1, TokenDelta([5]))]) and peer.try_send_tokens([(1, TokenDelta([6]))])
+    await asyncio.sleep(peer._pause_until - time.monotonic() + 0.001)
+    peer.send_kept()
+    messages = await received(theirs, 2)
+    assert [token for message in messages for token in tokens_of(message)] == [5, 6]
+    peer.close()
+    theirs.close()
+
+
 async def test_both_threads_write_to_a_slow_reader_and_nothing_is_lost_or_cut() -> None:
     """Steps of all sizes from the engine thread, among the socket thread's own frames, through a small buffer."""
     peer, theirs = await over_socketpair(send_buffer=4096)
@@ -169,7 +206,8 @@ async def test_both_threads_write_to_a_slow_reader_and_nothing_is_lost_or_cut() 
         at = num_direct = 0
         for step in range(num_steps):
             size = 1 + step % 97
-            batch = [(1, TokenDelta(list(range(at, at + size)))), (2, TokenDelta([step]))]
+            finish = "length" if step == num_steps - 1 else None
+            batch = [(1, TokenDelta(list(range(at, at + size)), finish)), (2, TokenDelta([step]))]
             at += size
             if peer.try_send_tokens(batch):
                 num_direct += 1
@@ -199,8 +237,8 @@ async def test_an_error_never_overtakes_the_deltas_of_its_request() -> None:
     assert not await asyncio.to_thread(peer.try_send_tokens, batch)
     loop.call_soon(peer.send_queued, batch)
     later = [(1, TokenDelta([-1]))]
-    assert not await asyncio.to_thread(peer.try_send_tokens, later)  # it would arrive in the middle of a frame
-    loop.call_soon(peer.send_queued, later)
+    if not await asyncio.to_thread(peer.try_send_tokens, later):  # else kept: it may not be in the middle of a frame
+        loop.call_soon(peer.send_queued, later)
     loop.call_soon(peer.send, frames.ERROR, frames.ErrorReply(1, "EngineFailed", "no"))
     reader = FrameReader()
     found: list[tuple[int, object]] = []
