@@ -19,6 +19,7 @@ from runner.net.client import NetClient
 from runner.net.messages import decode_delta, encode_request
 from runner.net.planes import Refused, TooLarge, Unreachable
 from runner.net.responses import ResponseStream, StreamBroken, StreamRefused
+from runner.trace import trace_headers
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
 _LOST = (Unreachable, Refused, StreamBroken)
@@ -103,7 +104,7 @@ class RemoteEngine:
 
     async def _open(self, worker: Worker, answer: _Answer) -> ResponseStream:
         body: dict[str, Any] = encode_request(answer.request, self._model, self._eos_token_ids, self._mdcsum)
-        stream = await self._client.open(worker.instance, answer.request.id, body, {})
+        stream = await self._client.open(worker.instance, answer.request.id, body, trace_headers())
         worker.streams.add(stream)
         return stream
 

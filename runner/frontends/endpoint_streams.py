@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +22,7 @@ from runner.net.frames import FrameError, decode_frame
 from runner.net.messages import DEADLINE, decode_request, encode_delta, is_late
 from runner.net.planes import OWN, PING
 from runner.net.responses import Kind
+from runner.trace import set_trace, trace_headers
 from runner.types import EngineInfo, TokenRequest
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class EndpointStreams:
         self._capabilities = Capabilities(info)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[ResponseWriter] = set()
+        self._ids: set[str] = set()
         self._is_ending = False
 
     @property
@@ -69,22 +72,24 @@ class EndpointStreams:
             return "the request came later than it was wanted (do the clocks of the two machines agree?)"
         if self.refusal is not None and OWN in headers:
             return self.refusal
-        task = asyncio.create_task(self._answer(frame))
+        task = asyncio.create_task(self._answer(frame, headers))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return None
 
-    async def _answer(self, frame: bytes) -> None:
+    async def _answer(self, frame: bytes, headers: dict[str, str]) -> None:
         """One request from its bytes to its end; the task's exceptions all end here."""
         task = asyncio.current_task()
         assert task is not None
+        set_trace(headers)
         try:
-            call = _read(frame)
+            call = self._unique(_read(frame))
             writer = await open_response(call.info, call.codec, on_stop=task.cancel)
         except (FrameError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("a request cannot be answered: %r", error)
             return
         self._open.add(writer)
+        self._ids.add(call.id)
         try:
             await self._serve(call, writer)
             self._open.discard(writer)
@@ -96,8 +101,13 @@ class EndpointStreams:
             logger.exception("request %s failed", call.id)
             await writer.fail(f"internal error of the worker: {type(error).__name__}")
         finally:
+            self._ids.discard(call.id)
             self._open.discard(writer)
             await writer.close(linger=False)
+
+    def _unique(self, call: _Call) -> _Call:
+        """The engine knows requests by their ids; a stranger may send one twice."""
+        return call._replace(id=f"{call.id}-{secrets.token_hex(6)}") if call.id in self._ids else call
 
     async def _serve(self, call: _Call, writer: ResponseWriter) -> None:
         try:
@@ -107,7 +117,7 @@ class EndpointStreams:
             return
         self.num_requests += 1
         await writer.accept()
-        logger.info("request %s: %d tokens", call.id, len(request.token_ids))
+        logger.info("request %s: %d tokens%s", call.id, len(request.token_ids), _trace())
         try:
             await self._generate(request, writer)
         except LlmrunError as error:
@@ -177,6 +187,10 @@ def _read(frame: bytes) -> _Call:
         raise ValueError(f"codec {codec!r} is not known here")
     info = msgspec.json.decode(control["connection_info"]["info"], type=dict[str, Any])
     return _Call(str(control.get("id") or info.get("context") or ""), codec, info, body)
+
+
+def _trace() -> str:
+    return "".join(f", {name} {value}" for name, value in trace_headers().items())
 
 
 def _kind(error: Exception) -> Kind:

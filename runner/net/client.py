@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -30,13 +32,18 @@ class NetClient:
         await self._home.start()
 
     async def open(
-        self, instance: Instance, request_id: str, body: dict[str, Any], headers: dict[str, str]
+        self, instance: Instance, request_id: str, body: dict[str, Any], headers: Mapping[str, str]
     ) -> ResponseStream:
         """Send a request; returns when the worker has called home and taken it. The caller closes the stream.
+
+        `request_id` is for people. On the wire each attempt has an id of its own: a worker of Dynamo's fails when two
+        live requests have the same one, be it the client's doing or that of an attempt that broke here and not there.
+        `headers` are handed on.
 
         Raises Unreachable, Refused, TooLarge, StreamBroken, StreamRefused.
         """
         stream = self._home.expect(instance.codec)
+        request_id = f"{request_id}-{secrets.token_hex(6)}"
         control = {
             "id": request_id,
             "request_type": "single_in",
@@ -45,7 +52,7 @@ class NetClient:
             "connection_info": self._home.connection_info(stream, request_id),
         }
         frame = encode_frame(msgspec.json.encode(control), encode_item(instance.codec, body))
-        headers = {"request-id": request_id, "x-request-id": request_id, **headers, OWN: "1"}
+        headers = {"x-request-id": request_id, **headers, "request-id": request_id, OWN: "1"}
         if instance.plane == "nats_tcp":
             headers[DEADLINE] = deadline_header(_LATE_S)
         try:

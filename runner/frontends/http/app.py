@@ -17,6 +17,7 @@ from runner.frontends.http.auth import PUBLIC_PATHS
 from runner.frontends.http.errors import ShuttingDown
 from runner.frontends.http.record import Record
 from runner.frontends.http.state import RECORD, STATE, State
+from runner.trace import set_trace
 
 REQUEST_ID = "X-Request-Id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -74,6 +75,7 @@ async def _wrapper(request: web.Request, handler: Handler) -> web.StreamResponse
         route=_route_name(request),
     )
     request[RECORD] = record
+    set_trace(request.headers, record.request_id)
     status, is_gone = _CLIENT_GONE, False
     try:
         response = state.cors.preflight(request) or await _answer(request, handler, state)
@@ -115,7 +117,7 @@ async def _answer(request: web.Request, handler: Handler, state: State) -> web.S
 
 
 def _request_id(request: web.Request) -> str:
-    """The client's X-Request-Id if it is sane, else a new one. It is for logs: the engine never sees it."""
+    """The client's X-Request-Id if it is sane, else a new one. It is for logs: engines know others."""
     given = request.headers.get(REQUEST_ID)
     if given is not None and _SANE_ID.fullmatch(given):
         return given
