@@ -26,6 +26,7 @@ from runner.types import EngineInfo
 _MAX_FILE_BYTES = 256 << 20
 _MAX_FILES, _MAX_TOTAL_BYTES, _MAX_NAME_BYTES = 64, 512 << 20, 200
 _FETCH_S = 60.0
+_TEMPLATE = "chat_template.jinja"
 _SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 
 
@@ -127,13 +128,14 @@ def _dynamo_files(card: ModelCard, files: dict[str, CardFile]) -> dict[str, Any]
         "gen_config": ("hf_generation_config_json", "generation_config.json"),
     }
     folder = Path(card.tokenizer.path).parent
-    return {
-        field: {
-            kind: {"path": str(folder / name), "checksum": f"blake3:{files[name].blake3}", "size": files[name].size}
-        }
-        for field, (kind, name) in kinds.items()
-        if name in files
-    } | {"source_path": card.path}
+
+    def checked(name: str) -> dict[str, Any]:
+        return {"path": str(folder / name), "checksum": f"blake3:{files[name].blake3}", "size": files[name].size}
+
+    fields: dict[str, Any] = {field: {kind: checked(name)} for field, (kind, name) in kinds.items() if name in files}
+    if _TEMPLATE in files:  # without it Dynamo's frontend refuses a tokenizer_config.json that has none inside
+        fields["chat_template_file"] = {"hf_chat_template": {"is_custom": False, "file": checked(_TEMPLATE)}}
+    return fields | {"source_path": card.path}
 
 
 def read_own_card(card_json: dict[str, Any]) -> OwnCard | None:

@@ -1,7 +1,8 @@
-"""Runs under a Python with ai-dynamo-runtime, any of 0.4 to 1.6: `worker|client NS.COMP.EP PLANE [PROMPT MAX]`.
+"""Runs under a Python with ai-dynamo-runtime, any of 0.4 to 1.6: `worker|client NS.COMP.EP PLANE ...`.
 
-The worker answers as tests.runner.net.cluster.PREFIX_ENGINE does. The client prints one JSON line with the token ids
-and the finish reason that it got. Imports nothing of llmrun; Python 3.10.
+`worker ... [FOLDER NAME]` answers as tests.runner.net.cluster.PREFIX_ENGINE does, and publishes a card of the model in
+FOLDER. `client ... PROMPT MAX` prints one JSON line with the token ids and the finish reason that it got. Imports
+nothing of llmrun; Python 3.10.
 """
 
 import asyncio
@@ -39,6 +40,16 @@ async def generate(request, context=None):
         yield {"token_ids": ids[-1:], "finish_reason": "length" if made == num else None}
 
 
+async def publish_card(endpoint, folder, name):
+    """The kinds of models got a second half with 0.5."""
+    from dynamo import llm
+
+    kinds = (llm.ModelType.Backend,)
+    if hasattr(llm, "ModelInput"):
+        kinds = (llm.ModelInput.Tokens, llm.ModelType.Chat | llm.ModelType.Completions)
+    await llm.register_llm(*kinds, endpoint, folder, name)
+
+
 async def ask(endpoint, prompt, max_tokens):
     client = await endpoint.client()
     await client.wait_for_instances()
@@ -63,6 +74,8 @@ async def main(role, path, plane, *rest):
     runtime = make_runtime(asyncio.get_running_loop(), plane)
     endpoint = await make_endpoint(runtime, path)
     if role == "worker":
+        if rest:
+            await publish_card(endpoint, *rest)
         await endpoint.serve_endpoint(generate)
     else:
         await ask(endpoint, json.loads(rest[0]), int(rest[1]))
