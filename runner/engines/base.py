@@ -37,6 +37,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_nodes: int = 1
     node_rank: int = 0
     leader_addr: str | None = None
+    num_frontends: int = 1
+    """Processes of this launcher that speak to the engine: with --http-workers, one more than these."""
+    data_parallel_size: int = 1
+    """Equal engines side by side."""
     engine_python: str | None = None
     """The interpreter of the engine's own environment."""
     device: str | None = None
@@ -52,6 +56,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     start_timeout_s: float = 600.0
     max_restarts: int = 3
     """Restarts of a dead child within ten minutes; 0 is --no-restart."""
+    vllm_mode: str | None = None
+    """`worker` (our guarded one) or `headless` (`vllm serve --headless`)."""
     extra: dict[str, Any] = {}
     """--extra-engine-args; wins over everything else. An unknown key is an error."""
 
@@ -84,7 +90,8 @@ class Engine(Protocol):
         """Returns when requests can be served; raises EngineDied or EngineBusy."""
 
     async def stats(self) -> dict[str, float]:
-        """Numbers for /metrics: num_running, num_waiting, kv_used_tokens, kv_total_tokens ..."""
+        """Numbers for /metrics: num_running, num_waiting, kv_used_tokens, kv_total_tokens ...; NAME@WORKER
+        is of one worker of several."""
 
     async def close(self) -> None:
         """Safe twice, and after a failed start."""

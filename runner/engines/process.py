@@ -83,6 +83,16 @@ class ProcessEngine:
         process = self._connection.process if self._connection is not None else None
         return process.pid if process is not None and process.poll() is None else None
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a request would be sent at once."""
+        return self._connection is not None and self._connection.link.broken is None
+
+    @property
+    def num_open(self) -> int:
+        """Streams that are open now."""
+        return len(self._connection.link.streams) if self._connection is not None else 0
+
     async def start(self) -> EngineInfo:
         """See Engine. Cancelling it kills the child."""
         try:

@@ -1,7 +1,7 @@
 """CoreSpawner: starts our worker in vLLM's environment and shakes hands with the EngineCore in it (see Connector).
 
-Owns the command line, the private folder and the order of a start: report, HELLO, addresses, registration, READY,
-adapters. What is said afterwards is link.py's.
+Owns the private folder and the order of a start: report, HELLO, addresses, registration, READY, adapters, invitation of
+further clients. What is said afterwards is link.py's; other processes than our worker are subclasses'.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from runner.engines.connectors import Connection, ProgressCallback
 from runner.engines.failed_start import failed_start
 from runner.engines.link import Link
 from runner.engines.supervisor import ChildProcess, Supervisor
+from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.link import CoreLink
-from runner.engines.vllm.report import Report
+from runner.engines.vllm.report import JOIN, Invitation, Opening, Report
 from runner.engines.vllm.sampling import CAPABILITIES
 from runner.engines.vllm.settings import Settings
-from runner.engines.vllm.sockets import CoreSockets
+from runner.engines.vllm.sockets import CoreSockets, data_addresses
 from runner.errors import EngineFailed, EngineStartFailed
 from runner.types import EngineInfo
 
@@ -51,20 +52,24 @@ class CoreSpawner:
 
     @property
     def socket_path(self) -> str | None:
-        """EngineCore speaks to one launcher process only."""
-        return None
+        """Where further clients ask for an invitation (joiner.py), if there may be any."""
+        return str(self._folder / JOIN) if self._folder is not None and self._num_clients > 1 else None
+
+    @property
+    def _num_clients(self) -> int:
+        return self._spec.options.num_frontends
 
     async def connect(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> Connection:
         """See Connector."""
-        start = _Start(on_lost)
+        start = Start(on_lost)
         folder = self._private_folder()
         self._num_starts += 1
-        sockets = CoreSockets(folder, self._num_starts)
-        link = CoreLink(start.set_report, start.lost, sockets)
+        link = CoreLink(start.set_report, start.lost)
+        sockets = CoreSockets(folder, self._num_starts, handshake=self.handshake)
         try:
             process = await self._spawn(link, sockets, folder)
         except OSError as error:
-            link.release()
+            sockets.close()
             self.tidy()
             raise self._not_started(error) from error
         try:
@@ -73,18 +78,27 @@ class CoreSpawner:
             process.kill()
             link.close()
             link.release()
+            sockets.close()
             await process.wait(_REAP_S)
             self.tidy()
             raise
         start.is_ready = True
         return Connection(link, info, process)
 
+    handshake = ""
+    """Where EngineCore says HELLO; empty: a socket file."""
+
+    def command(self, sockets: CoreSockets, folder: Path, fd: int) -> list[str]:
+        """What is run; `fd` is its end of the socket that tells its life."""
+        own = ["--llmrun-fd", str(fd), "--llmrun-parent", str(os.getpid())]
+        own += ["--llmrun-handshake", sockets.handshake_address, "--llmrun-folder", str(folder)]
+        own += ["--llmrun-clients", str(self._num_clients)]
+        return [self._python, *self._worker, *own, *self._settings.arguments]
+
     async def _spawn(self, link: CoreLink, sockets: CoreSockets, folder: Path) -> ChildProcess:
         ours, theirs = socket.socketpair()
         with theirs:
-            own = ["--llmrun-fd", str(theirs.fileno()), "--llmrun-parent", str(os.getpid())]
-            own += ["--llmrun-handshake", sockets.handshake_address, "--llmrun-folder", str(folder)]
-            argv = [self._python, *self._worker, *own, *self._settings.arguments]
+            argv = self.command(sockets, folder, theirs.fileno())
             try:
                 process = self._supervisor.spawn(
                     argv, env=self._environment(folder), pass_fds=(theirs.fileno(),), cwd=str(folder)
@@ -97,7 +111,7 @@ class CoreSpawner:
 
     async def _ready(
         self,
-        start: _Start,
+        start: Start,
         link: CoreLink,
         sockets: CoreSockets,
         process: ChildProcess,
@@ -118,7 +132,7 @@ class CoreSpawner:
             raise failed_start(process, reason=str(error)) from error
 
     async def _shake_hands(
-        self, start: _Start, link: CoreLink, sockets: CoreSockets, on_progress: ProgressCallback | None
+        self, start: Start, link: CoreLink, sockets: CoreSockets, on_progress: ProgressCallback | None
     ) -> EngineInfo:
         def say(phase: str) -> None:
             start.phase = phase
@@ -127,22 +141,65 @@ class CoreSpawner:
 
         say("importing vllm")
         identity, hello = await start.wait_for(sockets.poll_handshake)
-        sockets.answer_handshake(identity, _addresses(sockets))
-        report = start.report
-        if hello.get("status") != "HELLO" or report is None:
-            raise EngineFailed(f"vLLM began with {hello!r}; HELLO and a report are wanted")
+        sockets.answer_handshake(identity, self._addresses())
+        if hello.get("status") != "HELLO":
+            raise EngineFailed(f"vLLM began with {hello!r}; HELLO is wanted")
         say("loading the model")
         _, ready = await start.wait_for(sockets.poll_input)
         await start.wait_for(sockets.poll_handshake)  # READY
-        max_running = int(ready.get("max_num_seqs") or self._spec.options.max_running or 256)
-        link.open(report, (), max_running, self._spec.options.max_queue)
+        opening = self._opening(await self.report(start), ready)
+        link.open(opening, sockets)
         for adapter in self._settings.adapters:
             say(f"loading adapter {adapter.name}")
             await link.load_adapter(adapter)
-        tasks = await link.call("get_supported_tasks")
-        return self._info(report, ready, max_running, tasks)
+        info = self._info(opening, ready, await link.call("get_supported_tasks"))
+        if self._num_clients > 1:
+            link.tell(msgspec.json.encode(self._invitation(opening, info)) + b"\n")
+        return info
 
-    def _info(self, report: Report, ready: dict[str, Any], max_running: int, tasks: Any) -> EngineInfo:
+    async def report(self, start: Start) -> Report:
+        """What the worker said of the vLLM that it found. Raises EngineFailed."""
+        if start.report is None:
+            raise EngineFailed("the worker gave no report of its vLLM")
+        return start.report
+
+    def limits(self, report: Report, context_length: int) -> Limits | None:
+        """For the launcher's own checks, where no guard stands in front of EngineCore."""
+        return None
+
+    def _opening(self, report: Report, ready: dict[str, Any]) -> Opening:
+        options = self._spec.options
+        max_running = int(ready.get("max_num_seqs") or options.max_running or 256)
+        context_length = int(ready.get("max_model_len") or report.details.get("max_model_len") or 0)
+        return Opening(
+            report=report,
+            max_running=max_running,
+            max_open=None if options.max_queue is None else max_running + options.max_queue,
+            limits=self.limits(report, context_length),
+        )
+
+    def _invitation(self, opening: Opening, info: EngineInfo) -> Invitation:
+        """Each further client may have its share of what may be open."""
+        most = opening.max_open
+        share = None if most is None else -(-most // (self._num_clients - 1))
+        theirs = msgspec.structs.replace(opening, adapters=self._settings.adapters, max_open=share)
+        return Invitation(opening=theirs, info=info, number=self._num_starts)
+
+    def _addresses(self) -> bytes:
+        """EngineHandshakeMetadata of vllm/v1/engine/utils.py: the sockets of all clients, bound already or not."""
+        assert self._folder is not None
+        clients = [data_addresses(self._folder, self._num_starts, client) for client in range(self._num_clients)]
+        addresses = {
+            "inputs": [inputs for inputs, _ in clients],
+            "outputs": [outputs for _, outputs in clients],
+            "coordinator_input": None,
+            "coordinator_output": None,
+            "frontend_stats_publish_address": None,
+        }
+        return msgspec.msgpack.encode({"addresses": addresses, "parallel_config": {}})
+
+    def _info(self, opening: Opening, ready: dict[str, Any], tasks: Any) -> EngineInfo:
+        report = opening.report
         capabilities: tuple[str, ...] = () if report.is_pooling else CAPABILITIES
         capabilities += tuple(f"adapter:{adapter.name}" for adapter in self._settings.adapters)
         capabilities += ("embed",) if "embed" in (tasks or ()) else ()
@@ -152,9 +209,9 @@ class CoreSpawner:
                 details[name] = ready[name]
         return EngineInfo(
             name="vllm",
-            version=report.version,
+            version=str(ready.get("vllm_version") or report.version),
             context_length=int(ready.get("max_model_len") or report.details.get("max_model_len") or 0),
-            max_running=max_running,
+            max_running=opening.max_running,
             capabilities=capabilities,
             details=details,
         )
@@ -194,7 +251,7 @@ class _Lost(Exception):
     """The worker ended before it was ready."""
 
 
-class _Start:
+class Start:
     """What is known during a start."""
 
     def __init__(self, on_lost: Callable[[Link, str], None]) -> None:
@@ -204,8 +261,9 @@ class _Start:
         self._why: str | None = None
         self._on_lost = on_lost
 
-    def set_report(self, report: Report) -> None:
-        self.report = report
+    def set_report(self, line: bytes) -> None:
+        """Raises msgspec.MsgspecError."""
+        self.report = msgspec.json.decode(line, type=Report)
 
     def lost(self, link: Link, why: str) -> None:
         if self.is_ready:
@@ -223,15 +281,3 @@ class _Start:
                 return message[0], body if isinstance(body, dict) else {}
             await asyncio.sleep(_POLL_S)
         raise _Lost
-
-
-def _addresses(sockets: CoreSockets) -> bytes:
-    """EngineHandshakeMetadata of vllm/v1/engine/utils.py."""
-    addresses = {
-        "inputs": [sockets.input_address],
-        "outputs": [sockets.output_address],
-        "coordinator_input": None,
-        "coordinator_output": None,
-        "frontend_stats_publish_address": None,
-    }
-    return msgspec.msgpack.encode({"addresses": addresses, "parallel_config": {}})

@@ -1,14 +1,15 @@
 """CoreLink: the launcher's end of one EngineCore, and the streams on it. Streams, merging and waking are Link's.
 
-Bytes from the worker's own socket are its report and then, at its death, the end of file; tokens come by ZeroMQ. Both
-ZeroMQ sockets are read and written without threads and without zmq.asyncio (half the cost, facts: 24 against 44 us a
-token): the loop watches the socket's file descriptor, which is edge-triggered, so every wake-up drains it.
+Bytes from the worker's own socket are one line of JSON and then, at its death, the end of file; tokens come by ZeroMQ.
+Both ZeroMQ sockets are read and written without threads and without zmq.asyncio (half the cost, facts: 24 against 44 us
+a token): the loop watches the socket's file descriptor, which is edge-triggered, so every wake-up drains it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import sys
 from array import array
 from collections.abc import Callable
@@ -21,32 +22,36 @@ from runner.engines import frames
 from runner.engines.frames import ErrorReply, Heartbeat
 from runner.engines.link import Link
 from runner.engines.vllm import wire
-from runner.engines.vllm.report import Report
+from runner.engines.vllm.limits import Limits, check, check_prompt
+from runner.engines.vllm.report import Opening
 from runner.engines.vllm.sampling import sampling_map
 from runner.engines.vllm.settings import Adapter
 from runner.engines.vllm.sockets import CoreSockets
 from runner.errors import EngineBusy, EngineDied, EngineError, EngineFailed, RequestError
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, FinishReason, TokenDelta, TokenRequest
 
-STATS_METHOD = "llmrun_stats"
+STATS_METHOD, PING_METHOD = "llmrun_stats", "is_sleeping"
+"""The guard's own; and one of EngineCore's that changes nothing, where there is no guard."""
 _PING_S = 1.0
+_LAST_WORDS_S = 0.05
+"""ENGINE_CORE_DEAD comes by another connection than the one whose end is seen."""
 _REASONS: dict[int, FinishReason] = {wire.STOP: "stop", wire.LENGTH: "length", wire.REPETITION: "stop"}
 
 
 class CoreLink(Link):
-    """Made before the worker starts; `open` makes it ready for requests."""
+    """Made before the worker starts or is joined; `open` makes it ready for requests. `on_line` gets the line."""
 
-    def __init__(
-        self, on_report: Callable[[Report], None], on_lost: Callable[[Link, str], None], sockets: CoreSockets
-    ) -> None:
+    def __init__(self, on_line: Callable[[bytes], None], on_lost: Callable[[Link, str], None]) -> None:
         super().__init__(lambda kind, payload: None, on_lost)
-        self._on_report = on_report
+        self._on_line = on_line
         self._line = bytearray()
-        self._sockets = sockets
+        self.sockets: CoreSockets | None = None
         self._wire: wire.Wire | None = None
         self._adapters: dict[str, Adapter] = {}
         self._max_open: int | None = None
         self._max_running = 1
+        self._limits: Limits | None = None
+        self._core_numbers: dict[str, float] = {}
         self._vectors: dict[str, asyncio.Future[array[float]]] = {}
         self._num_cached = 0
         self._num_prompt = 0
@@ -55,31 +60,49 @@ class CoreLink(Link):
     # asyncio.Protocol: the worker's own socket
 
     def data_received(self, data: bytes) -> None:
-        """The report, one line of JSON."""
+        """The worker's line."""
         self._line += data
         if self._wire is None and b"\n" in self._line:
             try:
-                self._on_report(msgspec.json.decode(bytes(self._line), type=Report))
+                self._on_line(bytes(self._line))
             except msgspec.MsgspecError as error:
                 self.abandon(f"its report cannot be read ({error})")
 
+    def tell(self, line: bytes) -> None:
+        """Send a line to the worker."""
+        if self._transport is not None:
+            self._transport.write(line)
+
     # life
 
-    def open(self, report: Report, adapters: tuple[Adapter, ...], max_running: int, max_queue: int | None) -> None:
+    def open(self, opening: Opening, sockets: CoreSockets, client: int = 0) -> None:
         """EngineCore is ready: read its steps from now on."""
-        self._wire = wire.Wire(report)
-        self._adapters = {adapter.name: adapter for adapter in adapters}
-        self._max_running = max_running
-        self._max_open = None if max_queue is None else max_running + max_queue
-        self._loop.add_reader(self._sockets.output_fd, self._drain)
+        self.sockets = sockets
+        self._wire = wire.Wire(opening.report, client)
+        self._adapters = {adapter.name: adapter for adapter in opening.adapters}
+        self._max_running = opening.max_running
+        self._max_open = opening.max_open
+        self._limits = opening.limits
+        if client:  # ids must differ from those of the other clients, and of one that was client before
+            self._last_key = (client << 40) + secrets.randbits(38)
+        self._loop.add_reader(sockets.output_fd, self._drain)
+        if opening.limits is not None:
+            self._loop.add_reader(sockets.ends_fd, self._notice_end)
         self._loop.call_soon(self._drain)
         self._beat()
 
     def _beat(self) -> None:
         """Ask for numbers once a second; each answer is a sign of life."""
         if self.broken is None:
-            self._send_utility(0, STATS_METHOD, ())
+            method = STATS_METHOD if self._limits is None else PING_METHOD
+            self._send_utility(0, method, ())
             self._ping = self._loop.call_later(_PING_S, self._beat)
+
+    def _notice_end(self) -> None:
+        """EngineCore is gone, while its parent still lives for seconds (headless)."""
+        if self.sockets is not None and self.sockets.has_ended():
+            self._drain()
+            self._loop.call_later(_LAST_WORDS_S, self.abandon, "EngineCore closed its connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker is gone."""
@@ -98,16 +121,17 @@ class CoreLink(Link):
         """Close the ZeroMQ sockets; safe twice."""
         if self._ping is not None:
             self._ping.cancel()
-        if not self._sockets.is_closed:
-            if self._wire is not None:
-                self._loop.remove_reader(self._sockets.output_fd)
-            self._sockets.close()
+        if self.sockets is not None and not self.sockets.is_closed:
+            self._loop.remove_reader(self.sockets.output_fd)
+            self._loop.remove_reader(self.sockets.ends_fd)
+            self.sockets.close()
 
     # receiving
 
     def _drain(self) -> None:
+        assert self.sockets is not None
         while self.broken is None:
-            message = self._sockets.receive()
+            message = self.sockets.receive()
             if message is None:
                 return
             if message[0] == wire.DEAD:
@@ -131,6 +155,8 @@ class CoreLink(Link):
                 deltas.append((int(output.request_id), self._delta(output, message)))
         if deltas:
             self.push_tokens(deltas)
+        if step.scheduler_stats is not None:
+            self._core_numbers = _numbers_of(step.scheduler_stats)
         if step.utility_output is not None:
             self._take_utility(*step.utility_output)
 
@@ -188,7 +214,9 @@ class CoreLink(Link):
             reply.set_result(value)
 
     def _numbers(self, core: Any) -> dict[str, float]:
-        numbers = {name: float(value) for name, value in (core or {}).items()}
+        numbers = self._core_numbers
+        if isinstance(core, dict):  # else the answer to a ping
+            numbers = {name: float(value) for name, value in core.items()}
         return {
             **numbers,
             "prefix_cached_tokens": float(self._num_cached),
@@ -203,9 +231,9 @@ class CoreLink(Link):
             self._transport.write_eof()
 
     def _send(self, kind: bytes, body: bytes) -> None:
-        if self.broken is None:
+        if self.broken is None and self.sockets is not None:
             try:
-                self._sockets.send(kind, body)
+                self.sockets.send(kind, body)
             except zmq.ZMQError as error:
                 self.abandon(f"vLLM's EngineCore cannot be reached ({error})")
 
@@ -221,7 +249,9 @@ class CoreLink(Link):
                 f"the engine is full: {self._max_running} requests run and {self._max_open - self._max_running} wait "
                 f"(--max-queue); try again in a second"
             )
-        fields: dict[str, Any] = {"sampling_params": sampling_map(request)}
+        if self._limits is not None:
+            check(request, self._limits)
+        fields: dict[str, Any] = {"sampling_params": sampling_map(request, is_guarded=self._limits is None)}
         if request.adapter is not None:
             fields["lora_request"] = self._wire.lora(self._find_adapter(request.adapter))
         try:
@@ -262,12 +292,15 @@ class CoreLink(Link):
     async def stats(self, timeout_s: float = 1.0) -> dict[str, float]:
         """See Link."""
         try:
-            return self._numbers(await asyncio.wait_for(self.call(STATS_METHOD), timeout_s))
+            method = STATS_METHOD if self._limits is None else PING_METHOD
+            return self._numbers(await asyncio.wait_for(self.call(method), timeout_s))
         except TimeoutError:
             return self.last_beat.stats
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """See Link."""
+        for ids in request.inputs if self._limits is not None else ():
+            check_prompt(ids, self._limits)
         vectors = await asyncio.gather(*[self._embed(ids) for ids in request.inputs])
         return EmbedResult(vectors=vectors, prompt_tokens=sum(len(ids) for ids in request.inputs))
 
@@ -285,6 +318,14 @@ class CoreLink(Link):
             if not is_over and self.broken is None:
                 self._send(wire.ABORT, self._wire.abort(key))
         return _normalised(vector)
+
+
+def _numbers_of(stats: Any) -> dict[str, float]:
+    """EngineCore's SchedulerStats, which it sends where it keeps statistics."""
+    if not isinstance(stats, dict):
+        return {}
+    names = {"num_running_reqs": "num_running", "num_waiting_reqs": "num_waiting", "kv_cache_usage": "kv_used_share"}
+    return {ours: float(stats[theirs]) for theirs, ours in names.items() if isinstance(stats.get(theirs), int | float)}
 
 
 def _normalised(vector: array[float]) -> bytes:

@@ -1,4 +1,4 @@
-"""What the worker tells the launcher of the vLLM that it found: one line of JSON, before the model loads.
+"""What is told of the vLLM that was found: by the worker to the launcher, and by it to further clients. Lines of JSON.
 
 Shared by both sides; imports no vllm.
 """
@@ -8,6 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
+from runner.engines.vllm.limits import Limits
+from runner.engines.vllm.settings import Adapter
+from runner.types import EngineInfo
+
+JOIN = "join.sock"
+"""The file of the socket where further clients ask for an invitation, in the owner's private folder."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,3 +29,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     sampling_fields: list[str]
     details: dict[str, Any] = {}
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """What a link must know to speak to an EngineCore that is ready."""
+
+    report: Report
+    adapters: tuple[Adapter, ...] = ()
+    max_running: int
+    max_open: int | None = None
+    """Requests of this client that may be open at once (run and wait)."""
+    limits: Limits | None = None
+    """Set where no guard of ours stands in front of EngineCore: the launcher checks requests itself."""
+
+
+class Invitation(msgspec.Struct, frozen=True, kw_only=True):
+    """From the owner to each further client, by way of the worker, which fills in `client` (sharing.py)."""
+
+    opening: Opening
+    info: EngineInfo
+    number: int
+    """Of the start, as in CoreSockets."""
+    client: int = 0

@@ -7,6 +7,7 @@ vllm/v1/engine/core.py and one method more (`llmrun_stats`); seen working on 0.3
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -15,26 +16,36 @@ from typing import Any
 
 import msgspec
 import vllm.v1.engine.core as core
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType, FinishReason
+
+from runner.engines.vllm.sharing import Sharing
 
 DEAF_EXIT = 70
 """Exit code when a thread of EngineCore ends by an error: the launcher must see a death, not silence."""
 
 
-def install() -> None:
-    """Patch EngineCore in this process, before it runs."""
+def install(sharing: Sharing) -> None:
+    """Patch EngineCore in this process, before it runs. `sharing` is told how to end a client's requests."""
     threading.excepthook = _die
     core.MsgpackDecoder = _make_decoder(core.MsgpackDecoder)
     process = core.EngineCoreProc
     original = process.preprocess_add_request
 
     def preprocess(self: Any, request: EngineCoreRequest) -> Any:
+        sharing.abort = functools.partial(abort_client, self)
         check(self, request)
         return original(self, request)
 
     process.preprocess_add_request = preprocess
     process._handle_request_preproc_error = _refuse
     process.llmrun_stats = stats
+
+
+def abort_client(proc: Any, client: int) -> None:
+    """End all requests of one client. From any thread."""
+    ids = [one.request_id for one in list(proc.scheduler.requests.values()) if one.client_index == client]
+    if ids:
+        proc.input_queue.put_nowait((EngineCoreRequestType.ABORT, ids))
 
 
 def check(proc: Any, request: Any) -> None:

@@ -5,6 +5,7 @@ Owns what vLLM's own front half (InputProcessor) would set: EngineCore fills in 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from runner.errors import RequestError
@@ -44,8 +45,11 @@ _SAME = (
 _NEUTRAL = SamplingParams()
 
 
-def sampling_map(request: TokenRequest) -> dict[str, Any]:
-    """For `sampling_params` of EngineCoreRequest. Raises RequestError for what vLLM cannot be asked."""
+def sampling_map(request: TokenRequest, *, is_guarded: bool = True) -> dict[str, Any]:
+    """For `sampling_params` of EngineCoreRequest. Raises RequestError for what vLLM cannot be asked.
+
+    Without our guard (headless) nobody chooses the backend of structured output: it is xgrammar.
+    """
     sampling = request.sampling
     fields: dict[str, Any] = {"max_tokens": request.max_tokens, "detokenize": False, "output_kind": 1}  # 1: DELTA
     for name in _SAME:
@@ -60,7 +64,8 @@ def sampling_map(request: TokenRequest) -> dict[str, Any]:
     if sampling.bad_words_ids:
         fields["_bad_words_token_ids"] = [list(ids) for ids in sampling.bad_words_ids]
     if sampling.guided is not None:
-        fields["structured_outputs"] = _structured(sampling.guided)
+        structured = _structured(sampling.guided)
+        fields["structured_outputs"] = structured if is_guarded else _for_xgrammar(structured)
     return fields
 
 
@@ -75,3 +80,13 @@ def _structured(guided: GuidedDecoding) -> dict[str, Any]:
     if guided.choice is not None:
         return {"choice": list(guided.choice)}
     return {"regex": guided.regex} if guided.regex is not None else {"grammar": guided.grammar}
+
+
+def _for_xgrammar(structured: dict[str, Any]) -> dict[str, Any]:
+    """With the backend named; a choice is a grammar there."""
+    if "choice" in structured:
+        if not structured["choice"]:
+            raise RequestError("guided_choice: got no choices; name at least one", field="guided.choice")
+        words = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in structured["choice"])
+        structured = {"grammar": f"root ::= {words}"}
+    return {**structured, "_backend": "xgrammar", "_backend_was_auto": True}

@@ -44,14 +44,15 @@ class WireMismatch(EngineFailed):
 
 
 class Wire:
-    """Encoder and decoder for one reported vLLM."""
+    """Encoder and decoder for one reported vLLM; `client` is our number among its clients."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, client: int = 0) -> None:
+        self._client = client
         self._structs = report.structs
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = _make_decoder(report.structs)
 
-    def add(self, request_id: str, token_ids: list[int], **fields: Any) -> bytes:
+    def add(self, request_id: str, token_ids: list[int] | None, **fields: Any) -> bytes:
         """An ADD body: `sampling_params` (a map) or `pooling_params` (an array), maybe `lora_request`."""
         values = {
             "request_id": request_id,
@@ -63,6 +64,7 @@ class Wire:
             "lora_request": None,
             "cache_salt": None,
             "data_parallel_rank": None,
+            **({"client_index": self._client} if self._client else {}),
             **fields,
         }
         return self._encoder.encode(self._array("EngineCoreRequest", values))
@@ -73,7 +75,7 @@ class Wire:
 
     def utility(self, call_id: int, method: str, arguments: tuple[Any, ...]) -> bytes:
         """A UTILITY body; the reply has the same `call_id`."""
-        return self._encoder.encode((0, call_id, method, arguments))
+        return self._encoder.encode((self._client, call_id, method, arguments))
 
     def lora(self, adapter: Adapter) -> list[Any]:
         """A LoRARequest."""

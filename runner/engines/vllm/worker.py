@@ -18,6 +18,7 @@ import msgspec
 
 from runner.engines import guard
 from runner.engines.vllm.report import Report
+from runner.engines.vllm.sharing import Sharing
 
 _LEAVE_S = 5.0
 _STRUCTS = ("EngineCoreRequest", "EngineCoreOutputs", "EngineCoreOutput")
@@ -29,7 +30,8 @@ def main() -> None:
     os.set_inheritable(own.llmrun_fd, False)
     guard.watch(own.llmrun_parent, Path(own.llmrun_folder) / "worker")
     launcher = socket.socket(fileno=own.llmrun_fd)
-    threading.Thread(target=_leave_with, args=(launcher,), daemon=True).start()
+    sharing = Sharing(own.llmrun_folder, own.llmrun_clients)
+    threading.Thread(target=_leave_with, args=(launcher, sharing), daemon=True).start()
     config = _make_config(flags)
 
     from vllm.v1.engine.core import EngineCoreProc
@@ -38,7 +40,7 @@ def main() -> None:
     from runner.engines.vllm import request_guard
 
     launcher.sendall(msgspec.json.encode(_make_report(config)) + b"\n")
-    request_guard.install()
+    request_guard.install(sharing)
     EngineCoreProc.run_engine_core(
         vllm_config=config,
         local_client=True,
@@ -56,13 +58,16 @@ def _read_own() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--llmrun-parent", type=int, required=True, help="process id of the launcher")
     parser.add_argument("--llmrun-handshake", required=True, help="EngineCore's handshake address")
     parser.add_argument("--llmrun-folder", required=True, help="the launcher's private folder for this engine")
+    parser.add_argument("--llmrun-clients", type=int, default=1, help="how many processes will speak to EngineCore")
     return parser.parse_known_args()
 
 
-def _leave_with(launcher: socket.socket) -> None:
-    """The launcher shut its end: leave at once when we are alone, else let vLLM end its workers first."""
-    while launcher.recv(4096):
-        pass
+def _leave_with(launcher: socket.socket, sharing: Sharing) -> None:
+    """A line is the invitation of further clients. When the launcher has shut its end: leave at once when we are alone,
+    else let vLLM end its workers first."""
+    lines = launcher.makefile("rb")
+    for line in lines:
+        sharing.begin(line)
     if _has_children():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_LEAVE_S)
