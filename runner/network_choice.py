@@ -25,11 +25,22 @@ _ENGINES_OWN = (
 """Flags of the engine: at an ingress nobody would hear them."""
 
 
+_MODELS_OWN = ("chat_template", "model_config")
+"""An ingress takes these from the workers' cards, unless it has a MODEL of its own."""
+
+
 def check_network(
-    frontend: FrontendChoice, engines: Sequence[EngineChoice], options: RunOptions, settings: Settings
+    frontend: FrontendChoice,
+    engines: Sequence[EngineChoice],
+    options: RunOptions,
+    settings: Settings,
+    *,
+    has_model: bool = True,
 ) -> None:
-    """`engines` are those of out=A,B. Raises UsageError: a bad address, a flag on the wrong side, an engine that in=dyn
-    cannot serve."""
+    """Raises UsageError: a bad address, a flag on the wrong side, an engine that in=dyn cannot serve.
+
+    `engines` are those of out=A,B; `has_model`: a MODEL stands on the command line.
+    """
     is_worker = frontend.name == "dyn"
     ingress = next((engine for engine in engines if engine.entry.level == "models"), None)
     is_ingress = ingress is not None
@@ -48,6 +59,15 @@ def check_network(
             parse_address(ingress.argument)
         read_settings(options)
         _refuse(settings, _ENGINES_OWN, unless=False, belongs="the worker: llmrun in=dyn://… out=ENGINE")
+        if not has_model:
+            _refuse(settings, _MODELS_OWN, unless=False, belongs="the worker; or name the MODEL here too")
+        if not ingress.argument and not has_model:
+            _refuse(
+                settings,
+                ("model_name",),
+                unless=False,
+                belongs="the worker or of out=dyn://ADDRESS; out=dyn serves each model under its own name",
+            )
         if options.http_workers > 1:
             raise UsageError("--http-workers shares an engine of this machine; out=dyn has none: start more ingresses")
 

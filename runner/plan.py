@@ -82,7 +82,9 @@ def make_plan(settings: Settings, words: Words, tail: tuple[str, ...], *, termin
     _check_prompt(frontend, words.prompt)
     named = name_chain(target) if target else None
     _check_tail(named, tail)
-    check_network(frontend, named.choices if named is not None else (), options, settings)
+    check_network(
+        frontend, named.choices if named is not None else (), options, settings, has_model=words.model is not None
+    )
     extra = read_extra_args(options.extra_engine_args)
     if named is not None:
         named = named.keep(lambda choice: check_flags(choice, settings))

@@ -7,6 +7,7 @@ are is remote_pool.py's, the wire is runner.net's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -26,7 +27,7 @@ _LOST = (Unreachable, Refused, StreamBroken)
 _ELSEWHERE = ("busy", "died")
 """Kinds of errors that another worker may not have."""
 _PATIENCE_S = 5.0
-"""How long an answer that has begun waits for a worker to go on at."""
+"""How long an answer that has begun waits for a worker to go on at, however often the pool changes meanwhile."""
 
 
 class RemoteEngine:
@@ -90,7 +91,8 @@ class RemoteEngine:
         if worker is None and answer.num_made and self.pool.workers:
             # What has begun is worth waiting for: the others may be down for a moment only.
             answer.tried.clear()
-            while worker is None and await self.pool.wait(_PATIENCE_S):
+            until = asyncio.get_running_loop().time() + _PATIENCE_S
+            while worker is None and await self.pool.wait(until - asyncio.get_running_loop().time()):
                 worker = self.pool.pick(answer.request.token_ids, answer.tried)
         if worker is not None:
             return worker

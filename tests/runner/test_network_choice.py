@@ -25,6 +25,9 @@ from tests.runner.test_plan import plan
         (["in=http", "out=dyn"], {"http_workers": "2"}, "start more ingresses"),
         (["in=http", "out=dyn"], {"router_mode": "best"}, "--router-mode: got 'best'; allowed: round-robin"),
         (["in=http", "out=dyn"], {"store": "redis"}, "--store: got 'redis'; allowed: etcd, file"),
+        (["in=http", "out=dyn"], {"chat_template": "t.jinja"}, "--chat-template is a flag of the worker; or name the"),
+        (["in=http", "out=dyn://a"], {"model_config": "c"}, "--model-config is a flag of the worker; or name the"),
+        (["in=http", "out=dyn"], {"model_name": "x"}, "--model-name is a flag of the worker or of out=dyn://ADDRESS"),
         (["in=dyn://a", "m.gguf"], {"router_mode": "kv"}, "--router-mode is a flag of out=dyn"),
         (["in=dyn://a", "m.gguf"], {"dyn_host": "0.0.0.0"}, "no address that others can reach"),
         (["in=http", "m.gguf"], {"migration_limit": "3"}, "--migration-limit is a flag of in=dyn"),
@@ -33,6 +36,11 @@ from tests.runner.test_plan import plan
 def test_what_cannot_be_is_said(words: list[str], given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan(*words, **given)
+
+
+def test_an_ingress_with_a_name_for_one_pool_or_a_model_of_its_own() -> None:
+    assert plan("in=http", "out=dyn://a", model_name="x").options.model_name == "x"
+    assert plan("in=http", "out=dyn", "m.gguf", model_name="x", chat_template="t").options.chat_template == "t"
 
 
 def test_etcd_is_the_store_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
