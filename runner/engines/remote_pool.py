@@ -8,6 +8,7 @@ nothing any more is given up, and its streams break. Knows nothing of tokens or 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import logging
 from collections.abc import Sequence
@@ -98,7 +99,7 @@ class WorkerPool:
             old.instance, old.down = worker.instance, None
         else:
             self._workers[worker.id] = worker
-            self._reorder()
+            bisect.insort(self._order, worker, key=lambda one: one.id)
         self._notify()
 
     def remove(self, worker_id: int) -> None:
@@ -108,11 +109,8 @@ class WorkerPool:
             worker.is_listed = False
             self._leaving.add(worker)
             self.router.forget(worker_id)
-            self._reorder()
+            self._order.remove(worker)
             self._notify()
-
-    def _reorder(self) -> None:
-        self._order = sorted(self._workers.values(), key=lambda worker: worker.id)
 
     def pick(self, token_ids: Sequence[int], tried: set[int]) -> Worker | None:
         """The worker for a prompt, not one of those tried; None when there is none."""

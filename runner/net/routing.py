@@ -19,6 +19,8 @@ _SEED = 1337
 _MAX_BLOCKS = 1 << 18
 """Blocks remembered; the least recently used are forgotten."""
 
+_NOBODY: tuple[int, ...] = ()
+
 
 class Candidate(Protocol):
     """What is known of a worker."""
@@ -53,7 +55,7 @@ class Router:
         self._overlap_weight = overlap_weight
         self._temperature = temperature
         self._next = 0
-        self._blocks: OrderedDict[int, set[int]] = OrderedDict()
+        self._blocks: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._rng = random.Random()
         self._num_cached = 0
 
@@ -83,23 +85,32 @@ class Router:
         ]
         at = self._draw(costs)
         self._num_cached = overlaps[at]
+        chosen = candidates[at].id
         for one in hashes:
-            self._blocks.setdefault(one, set()).add(candidates[at].id)
+            held = self._blocks.get(one, _NOBODY)
+            if chosen not in held:
+                self._blocks[one] = (*held, chosen)
             self._blocks.move_to_end(one)
         while len(self._blocks) > _MAX_BLOCKS:
             self._blocks.popitem(last=False)
         return at
 
     def _overlaps(self, hashes: list[int], candidates: Sequence[Candidate]) -> list[int]:
-        counts = {candidate.id: 0 for candidate in candidates}
-        alive = set(counts)
-        for one in hashes:
-            alive &= self._blocks.get(one, set())
+        """Blocks from the first on that each one holds without a gap."""
+        counts: dict[int, int] = {}
+        alive: tuple[int, ...] = _NOBODY
+        for depth, one in enumerate(hashes):
+            held = self._blocks.get(one, _NOBODY)
+            if not depth:
+                alive = held
+            elif held != alive:
+                left = set(held)
+                counts.update((worker, depth) for worker in alive if worker not in left)
+                alive = tuple(worker for worker in alive if worker in left)
             if not alive:
                 break
-            for worker in alive:
-                counts[worker] += 1
-        return [counts[candidate.id] for candidate in candidates]
+        counts.update((worker, len(hashes)) for worker in alive)
+        return [counts.get(candidate.id, 0) for candidate in candidates]
 
     def _draw(self, costs: list[float]) -> int:
         """The least cost; with a temperature, softmax over the normalised negative costs."""
@@ -111,5 +122,6 @@ class Router:
 
     def forget(self, worker_id: int) -> None:
         """Its cache is gone."""
-        for workers in self._blocks.values():
-            workers.discard(worker_id)
+        for one, held in list(self._blocks.items()):
+            if worker_id in held:
+                self._blocks[one] = tuple(worker for worker in held if worker != worker_id)

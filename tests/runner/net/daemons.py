@@ -21,15 +21,15 @@ def free_port() -> int:
 class Daemon:
     """One process that can be killed and started again on the same port."""
 
-    def __init__(self, command: list[str], port: int) -> None:
-        self.command, self.port = command, port
+    def __init__(self, command: list[str], port: int, host: str = "127.0.0.1") -> None:
+        self.command, self.port, self.host = command, port, host
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(200):
             with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", self.port)) == 0:
+                if sock.connect_ex((self.host, self.port)) == 0:
                     return
             time.sleep(0.05)
         raise AssertionError(f"{self.command[0]} does not listen")
@@ -48,9 +48,9 @@ def program(name: str) -> str:
     return found
 
 
-def etcd(folder: Path) -> Daemon:
+def etcd(folder: Path, host: str = "127.0.0.1") -> Daemon:
     port, peer = free_port(), free_port()
-    url, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
+    url, peers = f"http://{host}:{port}", f"http://127.0.0.1:{peer}"
     words = ["--data-dir", str(folder), "--listen-client-urls", url, "--advertise-client-urls", url]
     words += [
         "--listen-peer-urls",
@@ -60,11 +60,11 @@ def etcd(folder: Path) -> Daemon:
         "--initial-cluster",
         f"default={peers}",
     ]
-    return Daemon([program("etcd"), *words], port)
+    return Daemon([program("etcd"), *words], port, host)
 
 
-def nats(jetstream: Path | None = None) -> Daemon:
+def nats(jetstream: Path | None = None, host: str = "127.0.0.1") -> Daemon:
     """`jetstream`: the folder of its store; Dynamo 0.9 does not start without one."""
     port = free_port()
     words = [] if jetstream is None else ["-js", "-sd", str(jetstream)]
-    return Daemon([program("nats-server"), "-a", "127.0.0.1", "-p", str(port), *words], port)
+    return Daemon([program("nats-server"), "-a", host, "-p", str(port), *words], port, host)

@@ -1,0 +1,34 @@
+"""A real etcd for measurements, on free loopback ports. Found as `llmrun up` finds it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.servers import free_port, status
+from runner.local_daemons import find_program
+
+
+@contextlib.contextmanager
+def etcd(folder: Path) -> Iterator[str]:
+    """Its URL. Raises FileNotFoundError where there is none, RuntimeError if it does not start."""
+    port, peer = free_port(), free_port()
+    url, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
+    words = ["--data-dir", str(folder), "--listen-client-urls", url, "--advertise-client-urls", url]
+    words += ["--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers]
+    words += ["--initial-cluster", f"default={peers}"]
+    command = [find_program("etcd"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while status(port, "/health") != 200:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"etcd does not start: exit code {process.poll()}")
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
