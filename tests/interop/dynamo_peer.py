@@ -41,13 +41,13 @@ async def generate(request, context=None):
 
 
 async def publish_card(endpoint, folder, name):
-    """The kinds of models got a second half with 0.5."""
-    from dynamo import llm
+    """For 0.9 and later, which keep the card where instances are; named otherwise since 1.1."""
+    from dynamo import _core
 
-    kinds = (llm.ModelType.Backend,)
-    if hasattr(llm, "ModelInput"):
-        kinds = (llm.ModelInput.Tokens, llm.ModelType.Chat | llm.ModelType.Completions)
-    await llm.register_llm(*kinds, endpoint, folder, name)
+    register = getattr(_core, "register_model", None) or _core.register_llm
+    more = {"worker_type": _core.WorkerType.Aggregated} if hasattr(_core, "WorkerType") else {}
+    kinds = _core.ModelInput.Tokens, _core.ModelType.Chat | _core.ModelType.Completions
+    await register(*kinds, endpoint, folder, name, **more)
 
 
 async def ask(endpoint, prompt, max_tokens):

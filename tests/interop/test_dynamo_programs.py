@@ -79,14 +79,24 @@ async def test_our_ingress_and_their_mocker(plane: str, services: None, dynamo: 
                 assert answer["choices"][0]["finish_reason"] == "length"
 
 
-@pytest.mark.parametrize(("version", "plane"), [("0.4.1", "nats"), *PAIRS])
+@pytest.mark.parametrize(("version", "plane"), PAIRS)
 async def test_our_ingress_and_their_worker_with_a_card(
     version: str, plane: str, services: None, dynamo: Peer, tmp_path: Path
 ) -> None:
     async with Cluster(tmp_path, "--store", "etcd") as cluster:
         with dynamo(version, plane, str(PEER), "worker", "ns.pool.gen", plane, str(MODEL), "theirs"):
             await cluster.ingress()
-            text, error = await cluster.complete([40, 50, 60], 12)
-    assert error == ""
-    tokenizer = load_tokenizer(resolve(str(MODEL)))
-    assert text == tokenizer.decode(prefix_answer([40, 50, 60], 12))
+            assert await cluster.complete([40, 50, 60], 12) == (expected_text(), "")
+
+
+async def test_our_ingress_and_their_worker_without_a_card(services: None, dynamo: Peer, tmp_path: Path) -> None:
+    """0.4 keeps cards in NATS: there the MODEL is named at the ingress."""
+    async with Cluster(tmp_path, "--store", "etcd") as cluster:
+        with dynamo("0.4.1", "nats", str(PEER), "worker", "ns.pool.gen", "nats"):
+            await cluster.ingress(str(MODEL))
+            assert await cluster.complete([40, 50, 60], 12) == (expected_text(), "")
+
+
+def expected_text() -> str:
+    """What their worker answers to [40, 50, 60]."""
+    return load_tokenizer(resolve(str(MODEL))).decode(prefix_answer([40, 50, 60], 12))
