@@ -232,13 +232,19 @@ def up(
 
 @app.command()
 def workers(
-    store: Annotated[str | None, typer.Option("--store", help="etcd or file.", metavar="STORE")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="etcd or file.", metavar="STORE", envvar="LLMRUN_STORE")
+    ] = None,
+    store_path: Annotated[
+        str | None,
+        typer.Option("--store-path", help="Folder of --store file.", metavar="DIR", envvar="LLMRUN_STORE_PATH"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """The workers (in=dyn://) that discovery sees: model, endpoint, address, lease."""
+    """The workers (in=dyn://) that discovery sees: model, endpoint, address, load, lease."""
     from runner import commands_net
 
-    _finish(commands_net.workers(store=store, as_json=as_json))
+    _finish(commands_net.workers(store=store, store_path=store_path, as_json=as_json))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from runner.errors import LlmrunError
 if TYPE_CHECKING:
     from runner.local_daemons import LocalDaemons, Ports
     from runner.net.listing import Unreadable, WorkerEntry
+    from runner.net.loads import Load
     from runner.net.store import Store
 
 _NEXT = """\
@@ -71,11 +72,12 @@ async def _serve(daemons: LocalDaemons) -> None:
     await daemons.died()
 
 
-def workers(*, store: str | None, as_json: bool) -> int:
+def workers(*, store: str | None, store_path: str | None = None, as_json: bool) -> int:
     """Print what discovery sees now. Raises UsageError and LlmrunError."""
-    from runner.net.stores import open_store
+    from runner.net.settings import make_store, read_settings
+    from runner.options import RunOptions
 
-    place = open_store(store)
+    place = make_store(read_settings(RunOptions(store=store, store_path=store_path)))
     found, unreadable = asyncio.run(_look(place))
     for record in unreadable:
         warn(f"a record that cannot be used: {record.why}")
@@ -100,14 +102,23 @@ async def _look(store: Store) -> tuple[list[WorkerEntry], list[Unreadable]]:
         await store.close()
 
 
-_HEAD = ("MODEL", "ENDPOINT", "INSTANCE", "ADDRESS", "CODEC", "LEASE")
+_HEAD = ("MODEL", "ENDPOINT", "INSTANCE", "ADDRESS", "CODEC", "LOAD", "LEASE")
 
 
 def _row(worker: WorkerEntry) -> tuple[str, ...]:
     lease = "-" if worker.lease_s is None else f"{worker.lease_s:.0f} s"
     age = "" if worker.renewed_s_ago is None else f", renewed {worker.renewed_s_ago:.1f} s ago"
     address = f"{worker.plane}://{worker.target}"
-    return worker.model or "-", worker.endpoint, worker.instance, address, worker.codec, lease + age
+    return worker.model or "-", worker.endpoint, worker.instance, address, worker.codec, _load(worker.load), lease + age
+
+
+def _load(load: Load | None) -> str:
+    if load is None:
+        return "-"
+    said = f"{load.num_running} run" + (f", {load.num_waiting} wait" if load.num_waiting else "")
+    if load.kv_total_blocks is not None:
+        said += f", {load.kv_used_blocks}/{load.kv_total_blocks} blocks"
+    return said
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

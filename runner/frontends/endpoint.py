@@ -13,14 +13,17 @@ import signal
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
+import msgspec
+
 from runner.catalog import Catalog
 from runner.console import say, warn
 from runner.engines.process import ProcessEngine
-from runner.errors import EngineBusy, EngineDied, EngineStartFailed, UsageError
+from runner.errors import EngineBusy, EngineDied, EngineStartFailed, LlmrunError, UsageError
 from runner.frontends.base import FrontendSpec
 from runner.frontends.endpoint_streams import EndpointStreams
 from runner.net.addresses import parse_address
 from runner.net.card_files import CardServer
+from runner.net.loads import load_key, load_of
 from runner.net.planes import NatsEndpoint, TcpEndpoint
 from runner.net.records import Instance, card_key, encode_card, encode_instance, instance_keys
 from runner.net.settings import make_store, read_settings
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WATCH_S = 0.5
+_TELL_S = 2.0
 _GIVE_UP_S = 10.0
 """An engine that has not come back after this leaves the worker nothing to serve."""
 _GOODBYE_S = 0.5
@@ -64,7 +68,12 @@ class EndpointFrontend:
                 endpoint = self._endpoint(streams)
                 try:
                     await self._register(lease, endpoint, files)
-                    code = await self._watch(service, streams)
+                    telling = asyncio.create_task(self._tell_load(lease, service, streams))
+                    try:
+                        code = await self._watch(service, streams)
+                    finally:
+                        telling.cancel()
+                        await asyncio.gather(telling, return_exceptions=True)
                     await self._leave(lease, streams)
                 finally:
                     await streams.end()
@@ -117,6 +126,17 @@ class EndpointFrontend:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), _WATCH_S)
         return 0
+
+    async def _tell_load(self, lease: Lease, service: ChatPipeline, streams: EndpointStreams) -> None:
+        """For `llmrun workers`; never the reason for anything."""
+        told = b""
+        while True:
+            with contextlib.suppress(StoreUnavailable, LlmrunError):
+                load = load_of(await service.engine.stats(), streams.num_open, service.card.kv_cache_block_size)
+                if (now := msgspec.json.encode(load)) != told:
+                    await lease.put(load_key(self._address, lease.id), now)
+                    told = now
+            await asyncio.sleep(_TELL_S)
 
     async def _leave(self, lease: Lease, streams: EndpointStreams) -> None:
         """The lease first; then what was sent meanwhile is still taken; then the answers end."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from runner.net.loads import LOADS, Load, load_key
 from runner.net.records import CARDS, INSTANCES, Instance, RecordError, decode_card, decode_instance
 from runner.net.store import Entry, Store
 
@@ -15,7 +16,10 @@ _OLD_INSTANCES = "instances/"
 
 
 class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One instance. `model` None: it has no card (yet). Times in seconds, None where there is no lease."""
+    """One instance. `model` None: it has no card (yet); `load` None: it publishes none.
+
+    Times in seconds, None where there is no lease.
+    """
 
     model: str | None
     endpoint: str
@@ -24,6 +28,7 @@ class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     codec: str
     context_length: int | None
+    load: Load | None
     lease_s: float | None
     renewed_s_ago: float | None
 
@@ -38,6 +43,7 @@ class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
 async def list_workers(store: Store) -> tuple[list[WorkerEntry], list[Unreadable]]:
     """All instances of both layouts, each once, by endpoint. Raises StoreUnavailable."""
     cards = await _cards(store)
+    loads = {entry.key: entry.value for entry in await store.entries(LOADS)}
     found: dict[str, WorkerEntry] = {}
     unreadable: list[Unreadable] = []
     for entry in [*await store.entries(INSTANCES), *await store.entries(_OLD_INSTANCES)]:
@@ -47,7 +53,8 @@ async def list_workers(store: Store) -> tuple[list[WorkerEntry], list[Unreadable
             unreadable.append(Unreadable(key=entry.key, why=str(error)))
             continue
         card = cards.get((instance.address.path, instance.id), {})
-        found.setdefault(f"{instance.address.path}/{instance.name}", _worker(instance, card, entry))
+        load = _load(loads.get(load_key(instance.address, instance.id)))
+        found.setdefault(f"{instance.address.path}/{instance.name}", _worker(instance, card, entry, load))
     return [worker for _, worker in sorted(found.items())], unreadable
 
 
@@ -60,7 +67,15 @@ async def _cards(store: Store) -> dict[tuple[str, int], dict[str, Any]]:
     return cards
 
 
-def _worker(instance: Instance, card: dict[str, Any], entry: Entry) -> WorkerEntry:
+def _load(value: bytes | None) -> Load | None:
+    """None where a worker publishes none (Dynamo's do not)."""
+    try:
+        return None if value is None else msgspec.json.decode(value, type=Load)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _worker(instance: Instance, card: dict[str, Any], entry: Entry, load: Load | None) -> WorkerEntry:
     name, context = card.get("display_name"), card.get("context_length")
     return WorkerEntry(
         model=name if isinstance(name, str) else None,
@@ -70,6 +85,7 @@ def _worker(instance: Instance, card: dict[str, Any], entry: Entry) -> WorkerEnt
         target=instance.target,
         codec=instance.codec,
         context_length=context if isinstance(context, int) else None,
+        load=load,
         lease_s=entry.lease_s,
         renewed_s_ago=entry.renewed_s_ago,
     )

@@ -11,16 +11,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from runner.cli import main
 from runner.net.addresses import Address
 from runner.net.etcd import EtcdStore
+from runner.net.loads import Load, load_key
 from runner.net.planes import connect_nats
 from runner.net.records import Instance, card_key, encode_card, encode_instance, instance_keys
+from runner.net.settings import make_store, read_settings
 from runner.net.store import Store
-from runner.net.stores import open_store
+from runner.options import RunOptions
 from tests.runner.net import daemons
 
 
@@ -114,6 +117,8 @@ async def _register(store: Store) -> None:
     lease = await store.lease()
     for key, value in zip(instance_keys(INSTANCE.address, 0xABC), encode_instance(INSTANCE), strict=True):
         await lease.put(key, value)
+    load = Load(num_running=3, num_waiting=1, kv_used_blocks=7, kv_total_blocks=9)
+    await lease.put(load_key(INSTANCE.address, 0xABC), msgspec.json.encode(load))
     card = {"display_name": "tiny", "context_length": 64}
     await lease.put(card_key(INSTANCE.address, 0xABC), encode_card(INSTANCE.address, 0xABC, card))
     await lease.put("v1/instances/ns/pool/gen/bad", b"[]")
@@ -127,10 +132,12 @@ async def test_workers_lists_every_instance_once(
     if daemon is not None:
         daemon.start()
         monkeypatch.setenv("ETCD_ENDPOINTS", f"127.0.0.1:{daemon.port}")
-    store = open_store(kind)
+    folder = tmp_path / "elsewhere"
+    store = make_store(read_settings(RunOptions(store=kind, store_path=str(folder))))
+    path = ["--store-path", str(folder)] if kind == "file" else []
     try:
         await _register(store)
-        assert await asyncio.to_thread(main, ["workers", "--store", kind, "--json"]) == 0
+        assert await asyncio.to_thread(main, ["workers", "--store", kind, *path, "--json"]) == 0
         said = capsys.readouterr()
         (worker,) = json.loads(said.out)
         assert 0 <= worker.pop("renewed_s_ago") <= 10
@@ -142,12 +149,14 @@ async def test_workers_lists_every_instance_once(
             "target": INSTANCE.target,
             "codec": "json",
             "context_length": 64,
+            "load": {"num_running": 3, "num_waiting": 1, "kv_used_blocks": 7, "kv_total_blocks": 9},
             "lease_s": 10.0,
         }
         assert "gen/bad: not a JSON object" in said.err
-        assert await asyncio.to_thread(main, ["workers", *(["--store", kind] if kind == "file" else [])]) == 0
+        assert await asyncio.to_thread(main, ["workers", *path]) == 0
         head, row = capsys.readouterr().out.splitlines()
-        assert head.split() == ["MODEL", "ENDPOINT", "INSTANCE", "ADDRESS", "CODEC", "LEASE"]
+        assert head.split() == ["MODEL", "ENDPOINT", "INSTANCE", "ADDRESS", "CODEC", "LOAD", "LEASE"]
+        assert "3 run, 1 wait, 7/9 blocks" in row
         assert row.startswith("tiny   dyn://ns.pool.gen  abc       tcp://127.0.0.1:1/abc/ns/pool/gen")
     finally:
         await store.close()
