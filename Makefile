@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PREBUILT ?=
 
-.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-mistralrs test-dist test-fuzz test-interop lint bench engine demo-model clean
+.PHONY: run test test-slow test-browser test-gpu test-vllm test-sglang test-mistralrs test-dist test-fuzz test-chaos test-interop lint bench engine demo-model clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (half a minute)" >&2
@@ -59,6 +59,10 @@ test-dist: $(DEV_STAMP)
 # A million mutated frames at every decoder and socket; minutes. LLMRUN_FUZZ_FRAMES=N: as many.
 test-fuzz: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m fuzz -s
+
+# Workers, etcd and NATS killed, frozen, cut off at random under load; ten minutes. CHAOS_S=N: that many seconds of faults.
+test-chaos: $(DEV_STAMP)
+	@$(BIN)/python -m pytest -m chaos -s
 
 # NVIDIA Dynamo of several versions, each in an environment of its own.
 DYNAMO_ENVS ?= .venv-dynamo

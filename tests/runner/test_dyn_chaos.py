@@ -50,7 +50,7 @@ class Load:
 
     async def ask(self, session: aiohttp.ClientSession, num_tokens: int) -> bool:
         """One request; whether it was answered, and right."""
-        prompt = [self._rng.randrange(40, 300) for _ in range(self._rng.randrange(1, 60))]
+        prompt = [self._rng.randrange(300, 450) for _ in range(self._rng.randrange(1, 60))]
         body = {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
         started = time.monotonic()
         try:
@@ -108,6 +108,6 @@ async def test_faults_at_random_under_load(tmp_path: Path) -> None:
     print(f"slowest request {load.slowest_s:.1f} s; recovered after {recovered_s:.1f} s")
     faults = "\n".join(chaos.said)
     assert chaos.trouble == [], faults
-    assert load.bad == [], faults
+    assert not load.bad, "\n".join([*load.bad[:5], faults])
     assert load.num_right > 2 * _LENGTH_S, faults
     assert recovered_s <= LEASE_S + 2, faults

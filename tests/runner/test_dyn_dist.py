@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import model_cards
+from model_cards.resolve import resolve
+from model_cards.tokenizer import load_tokenizer
 from tests.runner.net import daemons
-from tests.runner.net.cluster import PREFIX_ENGINE, Cluster, Program
+from tests.runner.net.cluster import PREFIX_ENGINE, Cluster, Program, prefix_answer
 
 pytestmark = pytest.mark.dist
 
@@ -71,6 +73,38 @@ async def test_a_killed_worker_on_either_plane(cluster: Cluster, prefix_engine: 
     await asyncio.sleep(0.6)
     first.signal(signal.SIGKILL)
     assert await asyncio.gather(*tasks) == [whole] * 8 and whole[1] == ""
+
+
+def _right(prompts: list[list[int]], num_tokens: int) -> list[str]:
+    tokenizer = load_tokenizer(resolve("demo"))
+    return [tokenizer.decode(prefix_answer(prompt, num_tokens)) for prompt in prompts]
+
+
+@pytest.mark.parametrize("plane", ["tcp", "nats"])
+async def test_64_answers_outlive_a_killed_worker(cluster: Cluster, prefix_engine: str, plane: str) -> None:
+    first = await cluster.worker(prefix_engine, "demo", "--request-plane", plane)
+    await cluster.worker(prefix_engine, "demo", "--request-plane", plane)
+    await cluster.ingress("--migration-limit", "3", num_workers=2)
+    prompts = [[300 + number, 350, 360 + number] for number in range(64)]
+    tasks = [asyncio.create_task(cluster.complete(prompt, 100)) for prompt in prompts]
+    await asyncio.sleep(1.0)
+    first.signal(signal.SIGKILL)
+    results = await asyncio.gather(*tasks)
+    assert results == [(text, "") for text in _right(prompts, 100)]
+
+
+async def test_without_migration_64_answers_end_with_an_error_within_a_second(
+    cluster: Cluster, prefix_engine: str
+) -> None:
+    worker = await cluster.worker(prefix_engine, "demo")
+    await cluster.ingress()
+    tasks = [asyncio.create_task(cluster.complete([300 + number, 350], 1000)) for number in range(64)]
+    await asyncio.sleep(1.5)
+    assert not any(task.done() for task in tasks)
+    worker.signal(signal.SIGKILL)
+    async with asyncio.timeout(1):
+        results = await asyncio.gather(*tasks)
+    assert all("was lost after" in error and "--migration-limit" in error for _, error in results)
 
 
 @pytest.mark.parametrize("plane", ["tcp", "nats"])
