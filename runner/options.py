@@ -24,6 +24,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gpu_layers: int | None = None
     kv_cache_block_size: int | None = None
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    vllm_mode: str | None = None
     base_gpu_id: int = 0
     num_nodes: int = 1
     node_rank: int = 0

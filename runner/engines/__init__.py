@@ -30,7 +30,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """For an engine that is not built yet: what to use."""
 
 
-ENGINE_FLAGS = (
+_MOST = (
     "device",
     "dtype",
     "quantize",
@@ -39,6 +39,7 @@ ENGINE_FLAGS = (
     "max_batched_tokens",
     "engine_python",
 )
+ENGINE_FLAGS = (*_MOST, "data_parallel_size", "vllm_mode")
 """Flags that are refused unless the engine's row names them."""
 
 _ROWS = (
@@ -48,7 +49,7 @@ _ROWS = (
         models=("hf", "gguf"),
         factory="runner.engines.native:make_engine",
         command="runner.engines.native:describe_command",
-        flags=ENGINE_FLAGS,
+        flags=_MOST,
     ),
     EngineEntry(
         name="llamacpp",
@@ -70,7 +71,7 @@ _ROWS = (
         summary="SGLang's Engine in an environment of its own, one machine or several",
         models=("hf",),
         factory="runner.engines.sglang:make_engine",
-        flags=ENGINE_FLAGS,
+        flags=_MOST,
         command="runner.engines.sglang:describe_command",
     ),
     EngineEntry(
@@ -78,7 +79,7 @@ _ROWS = (
         summary="TensorRT-LLM in an environment of its own: compiled engines, folders (never run on a GPU)",
         models=("trtllm", "hf"),
         factory="runner.engines.trtllm:make_engine",
-        flags=tuple(flag for flag in ENGINE_FLAGS if flag not in ("device", "quantize")),
+        flags=tuple(flag for flag in _MOST if flag not in ("device", "quantize")),
         command="runner.engines.trtllm:describe_command",
         hints="runner.engines.trtllm.hints:ROWS",
     ),
@@ -87,7 +88,7 @@ _ROWS = (
         summary="mistral.rs in an environment of its own, CPU and GPU",
         models=("gguf", "hf"),
         factory="runner.engines.mistralrs:make_engine",
-        flags=tuple(flag for flag in ENGINE_FLAGS if flag not in ("device", "max_batched_tokens")),
+        flags=tuple(flag for flag in _MOST if flag not in ("device", "max_batched_tokens")),
         command="runner.engines.mistralrs:describe_command",
     ),
     EngineEntry(

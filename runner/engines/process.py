@@ -66,9 +66,11 @@ class ProcessEngine:
         self._death: str | None = None
 
     @classmethod
-    def attach(cls, socket_path: str, spec: EngineSpec, *, timeout_s: float = 60.0) -> ProcessEngine:
+    def attach(
+        cls, socket_path: str, spec: EngineSpec, *, timeout_s: float = 60.0, connector: Connector | None = None
+    ) -> ProcessEngine:
         """An engine in the child of another process of this launcher, which owns it (`--http-workers`)."""
-        engine = cls(spec, "", connector=Joiner(socket_path, spec.name, timeout_s))
+        engine = cls(spec, "", connector=connector or Joiner(socket_path, spec.name, timeout_s))
         engine._budget = RestartBudget(sys.maxsize)  # the owner counts; this one only connects again
         return engine
 

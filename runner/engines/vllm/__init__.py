@@ -18,21 +18,47 @@ _KILL_AFTER_S = 600.0
 def make_engine(spec: EngineSpec) -> Engine:
     """The parent's side. Raises UsageError for options that it cannot honour, EngineStartFailed without vllm."""
     from runner.engines.process import ProcessEngine
+    from runner.engines.replicas import Replicas
     from runner.engines.vllm.connector import CoreSpawner
     from runner.engines.vllm.environment import ENVIRONMENT
+    from runner.engines.vllm.headless import HeadlessSpawner
     from runner.engines.vllm.settings import read_settings
 
-    settings = read_settings(spec)
-    connector = CoreSpawner(spec, settings, ENVIRONMENT.require(spec.options.engine_python))
-    return ProcessEngine(spec, "", connector=connector, kill_after_s=_KILL_AFTER_S)
+    python = ENVIRONMENT.require(spec.options.engine_python)
+    spawner = HeadlessSpawner if spec.options.vllm_mode == "headless" else CoreSpawner
+    engines = [
+        ProcessEngine(one, "", connector=spawner(one, read_settings(one), python), kill_after_s=_KILL_AFTER_S)
+        for one in _replicas(spec)
+    ]
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def _replicas(spec: EngineSpec) -> list[EngineSpec]:
+    """One engine each, on GPUs of its own; what may wait is shared out."""
+    import msgspec
+
+    options, count = spec.options, spec.options.data_parallel_size
+    queue = None if options.max_queue is None else -(-options.max_queue // count)
+    return [
+        msgspec.structs.replace(
+            spec,
+            options=msgspec.structs.replace(
+                options, base_gpu_id=options.base_gpu_id + at * options.tensor_parallel_size, max_queue=queue
+            ),
+        )
+        for at in range(count)
+    ]
 
 
 def describe_command(spec: EngineSpec) -> list[str]:
     """For --dry-run: the environment variables and the command that would start the engine. Starts nothing."""
     from runner.engines.vllm.environment import ENVIRONMENT
+    from runner.engines.vllm.headless import guarded, headless_command
     from runner.engines.vllm.settings import read_settings
 
     settings = read_settings(spec)
     python = ENVIRONMENT.find(spec.options.engine_python) or "python"
     variables = [f"{name}={value}" for name, value in settings.env.items()]
-    return [*variables, python, "-m", "runner.engines.vllm.worker", *settings.arguments]
+    if spec.options.vllm_mode == "headless":
+        return [*variables, *guarded(str(python), headless_command(settings.arguments, "PORT"))]
+    return [*variables, str(python), "-m", "runner.engines.vllm.worker", *settings.arguments]

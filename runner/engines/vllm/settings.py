@@ -91,7 +91,7 @@ def _environment(options: EngineOptions, *, is_one: bool) -> dict[str, str]:
     env = {name: value for name, value in env.items() if name not in os.environ}
     if options.threads is not None:
         env["OMP_NUM_THREADS"] = str(options.threads)
-    if options.base_gpu_id:
+    if options.base_gpu_id or options.data_parallel_size > 1:
         first = options.base_gpu_id
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + at) for at in range(options.tensor_parallel_size))
     return env
@@ -150,5 +150,11 @@ def _refuse(spec: EngineSpec) -> None:
             f"out=vllm: --quantize: got {options.quantize!r}; allowed are vLLM's own methods, such as fp8 or "
             f"bitsandbytes (out=native makes int8 and int4)"
         )
+    if options.vllm_mode not in (None, "worker", "headless"):
+        raise UsageError(f"--vllm-mode: got {options.vllm_mode!r}; allowed are worker and headless")
+    if options.vllm_mode == "headless" and options.num_frontends > 1:
+        raise UsageError("--http-workers: with --vllm-mode headless there is no worker of ours to share; leave one out")
+    if "data_parallel_size" in {key.lstrip("-").replace("-", "_") for key in options.extra}:
+        raise UsageError("out=vllm: the engine argument 'data_parallel_size' is --data-parallel-size here")
     if options.num_nodes > 1:
         raise UsageError("out=vllm runs on one machine here; leave --num-nodes out (out=native runs on several)")

@@ -86,13 +86,12 @@ async def _run(spec: WorkerSpec) -> None:
 
 async def _join(spec: WorkerSpec, catalog: Catalog) -> None:
     """A pipeline of our own in front of each shared engine."""
+    from runner.engines.attach import attach
     from runner.engines.base import EngineSpec
-    from runner.engines.process import ProcessEngine
     from runner.pipeline import ChatPipeline
 
     for shared in spec.services:
-        engine = ProcessEngine.attach(shared.socket_path, EngineSpec(name=shared.engine_name, card=shared.card))
-        engine.restart_eagerly = True  # connect again as soon as the parent has restarted the child
+        engine = attach(shared.socket_path, EngineSpec(name=shared.engine_name, card=shared.card))
         pipeline = ChatPipeline(shared.card, engine, lenient=spec.options.lenient, say=lambda _: None)
         await pipeline.start()
         catalog.add(pipeline, *shared.names)

@@ -20,6 +20,7 @@ import msgspec
 
 from runner.catalog import Catalog
 from runner.engines.process import ProcessEngine
+from runner.engines.replicas import Replicas
 from runner.errors import LlmrunError, UsageError
 from runner.frontends.http.listen import bind, reserve
 from runner.frontends.http.server import Stop
@@ -64,7 +65,7 @@ def _shared_services(catalog: Catalog) -> tuple[SharedService, ...]:
     for name in catalog.names():
         service = catalog.get(name)
         engine = service.engine if isinstance(service, ChatPipeline) else None
-        if not isinstance(engine, ProcessEngine) or engine.socket_path is None:
+        if not isinstance(engine, ProcessEngine | Replicas) or engine.socket_path is None:
             raise UsageError(
                 f"--http-workers needs an engine with a process of its own to share; out={service.info.name} has none; "
                 "leave --http-workers out"

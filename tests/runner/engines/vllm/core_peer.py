@@ -20,6 +20,8 @@ from typing import Any
 import msgspec
 import zmq
 
+from runner.engines.vllm.sharing import Sharing
+
 _REQUEST = (
     "request_id prompt_token_ids mm_features sampling_params pooling_params arrival_time lora_request cache_salt "
     "data_parallel_rank prompt_embeds prompt_is_token_ids client_index"
@@ -58,11 +60,15 @@ class Peer:
             sys.exit(3)
         if "hang" in MODES:
             time.sleep(600)
-        self._input = self._dealer(context, addresses["inputs"][0])
-        self._output = context.socket(zmq.PUSH)
-        self._output.connect(addresses["outputs"][0])
+        self._inputs = [self._dealer(context, address) for address in addresses["inputs"]]
+        self._outputs = [self._pusher(context, address) for address in addresses["outputs"]]
+        self._output = self._outputs[0]
         self._max_seqs = own.max_num_seqs
-        self._input.send(msgspec.msgpack.encode({"max_model_len": 512, "max_num_seqs": self._max_seqs}))
+        for one in self._inputs:
+            one.send(msgspec.msgpack.encode({"max_model_len": 512, "max_num_seqs": self._max_seqs}))
+        self._poller = zmq.Poller()
+        for one in self._inputs:
+            self._poller.register(one, zmq.POLLIN)
         self._handshake.send(msgspec.msgpack.encode({"status": "READY"}))
         self._open: dict[str, dict[str, Any]] = {}
 
@@ -73,15 +79,31 @@ class Peer:
         made.connect(address)
         return made
 
+    @staticmethod
+    def _pusher(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
+        made = context.socket(zmq.PUSH)
+        made.connect(address)
+        return made
+
+    def abort(self, client: int) -> None:
+        """As the guard's abort_client."""
+        for key in [key for key, one in list(self._open.items()) if one["client"] == client]:
+            self._open.pop(key, None)
+
     def run(self) -> None:
         while True:
-            while self._input.poll(0 if self._open else None):
-                kind, body = self._input.recv_multipart()[:2]
-                self._take(kind, msgspec.msgpack.decode(body))
+            while ready := self._poller.poll(0 if self._open else None):
+                for one, _ in ready:
+                    kind, body = one.recv_multipart()[:2]
+                    self._output = self._outputs[self._inputs.index(one)]
+                    self._take(kind, msgspec.msgpack.decode(body))
             if self._open:
                 time.sleep(STEP_S)
                 running = list(self._open.items())[: self._max_seqs]
-                self._send(outputs=[output for key, one in running if (output := self._step(key, one)) is not None])
+                for client in {one["client"] for _, one in running}:
+                    mine = [(key, one) for key, one in running if one["client"] == client]
+                    self._output = self._outputs[client]
+                    self._send(outputs=[output for key, one in mine if (output := self._step(key, one)) is not None])
 
     def _take(self, kind: bytes, body: Any) -> None:
         if kind == b"\x00":
@@ -124,6 +146,7 @@ class Peer:
         else:
             self._open[key] = {"last": ids[-1], "made": 0, "num_prompt": len(ids), **fields["sampling_params"]}
             self._open[key]["lora"] = fields.get("lora_request")
+            self._open[key]["client"] = fields.get("client_index") or 0
 
     def _finish(self, key: str, **fields: Any) -> None:
         self._send(outputs=[self._output_of(request_id=key, new_token_ids=[], **fields)])
@@ -160,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("--llmrun-handshake", "--llmrun-folder", "--llmrun-fd", "--llmrun-parent"):
         parser.add_argument(name)
+    parser.add_argument("--llmrun-clients", type=int, default=1)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     own, _ = parser.parse_known_args()
     launcher = socket.socket(fileno=int(own.llmrun_fd))
@@ -177,13 +201,17 @@ def main() -> None:
     }
     launcher.sendall(json.dumps(report).encode() + b"\n")
 
+    sharing = Sharing(own.llmrun_folder, own.llmrun_clients)
+
     def leave() -> None:
-        while launcher.recv(4096):
-            pass
+        for line in launcher.makefile("rb"):
+            sharing.begin(line)
         os._exit(0)
 
     threading.Thread(target=leave, daemon=True).start()
-    Peer(own, structs).run()
+    peer = Peer(own, structs)
+    sharing.abort = peer.abort
+    peer.run()
 
 
 if __name__ == "__main__":
