@@ -8,8 +8,10 @@ time of a start.
 from __future__ import annotations
 
 import contextlib
+import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -99,11 +101,16 @@ def _theirs(
     return serve(name, command, port, env={**_ENV, **(env or {})})
 
 
-def _ours(settings: Settings, model: Path, python: str) -> AbstractContextManager[Server]:
+@contextlib.contextmanager
+def _ours(settings: Settings, model: Path, python: str) -> Iterator[Server]:
     port = free_port()
-    command = [*settings.command, "in=http", "out=vllm", "--model-path", str(model), "--http-port", str(port)]
-    command += ["--engine-python", python, "--context-length", str(CONTEXT), "--max-running", str(max(STREAMS))]
-    return serve("llmrun", command, port, env=_ENV)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as extra:
+        json.dump({"enforce_eager": True}, extra)  # as the rivals: no compilation
+        extra.flush()
+        command = [*settings.command, "in=http", "out=vllm", "--model-path", str(model), "--http-port", str(port)]
+        command += ["--engine-python", python, "--context-length", str(CONTEXT), "--max-running", str(max(STREAMS))]
+        with serve("llmrun", [*command, "--extra-engine-args", extra.name], port, env=_ENV) as server:
+            yield server
 
 
 def _turns(servers: list[Server], streams: int, settings: Settings) -> dict[str, list[Turn]]:
