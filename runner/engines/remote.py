@@ -20,6 +20,7 @@ from runner.net.client import NetClient
 from runner.net.messages import decode_delta, encode_request
 from runner.net.planes import Refused, TooLarge, Unreachable
 from runner.net.responses import ResponseStream, StreamBroken, StreamRefused
+from runner.net.routing import Prediction
 from runner.trace import trace_headers
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
@@ -61,6 +62,7 @@ class RemoteEngine:
         while True:
             worker = await self._choose(answer)
             num_blocks = self.pool.router.num_blocks(answer.request.token_ids)
+            predicted = self.pool.router.last
             self.pool.enter(worker, num_blocks)
             stream: ResponseStream | None = None
             try:
@@ -68,6 +70,8 @@ class RemoteEngine:
                 while items := await stream.take():
                     delta = answer.take(items)
                     worker.num_tokens += len(delta.token_ids)
+                    if predicted is not None:
+                        num_blocks += self._learn(worker, predicted, delta)
                     yield delta
                     if answer.is_finished:
                         return
@@ -77,6 +81,8 @@ class RemoteEngine:
             except TooLarge as error:
                 raise RequestError(str(error), field="messages") from None
             finally:
+                if predicted is not None:
+                    self.pool.router.settle(predicted)
                 if stream is not None:
                     worker.streams.discard(stream)
                     stream.close(is_answered=answer.is_finished)
@@ -99,6 +105,16 @@ class RemoteEngine:
         if answer.trouble is not None:
             raise answer.trouble
         raise EngineBusy(self._nobody())
+
+    def _learn(self, worker: Worker, predicted: Prediction, delta: TokenDelta) -> int:
+        """Blocks that the worker has to make although it was thought to have them."""
+        missing = 0
+        if delta.cached_tokens is not None:
+            missing = self.pool.router.correct(predicted, delta.cached_tokens)
+            worker.active_blocks += missing
+        if delta.token_ids:
+            self.pool.router.settle(predicted)
+        return missing
 
     def _nobody(self) -> str:
         downs = "; ".join(f"{worker} is down: {worker.down}" for worker in self.pool.workers)

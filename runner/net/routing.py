@@ -1,7 +1,8 @@
 """Which worker gets a request: round-robin, random, least-loaded, kv.
 
 kv prefers the worker that has most of the prompt in its cache, weighed against the work it has. What a worker has is
-predicted from what it was sent. Block hashes are Dynamo's: xxh3_64, seed 1337, of little-endian u32 ids, chained.
+predicted from what it was sent, and corrected by what it says of each prompt. Block hashes are Dynamo's: xxh3_64, seed
+1337, of little-endian u32 ids, chained.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -20,6 +21,19 @@ _MAX_BLOCKS = 1 << 18
 """Blocks remembered; the least recently used are forgotten."""
 
 _NOBODY: tuple[int, ...] = ()
+
+
+class Prediction(NamedTuple):
+    """What one choice was made by.
+
+    `number` is that of the request, `used_before` of the one that sent each of the `overlap` blocks last; 0 where its
+    prompt was still being read, so that nothing follows from a block that is not there.
+    """
+
+    number: int
+    worker_id: int
+    overlap: int
+    used_before: list[int]
 
 
 class Candidate(Protocol):
@@ -57,7 +71,13 @@ class Router:
         self._next = 0
         self._blocks: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._rng = random.Random()
-        self._num_cached = 0
+        self._held: dict[int, OrderedDict[int, int]] = {}
+        """Of each worker: its blocks, the least recently sent first, with the number of the request that sent it."""
+        self._num_picks = 0
+        self._unread: set[int] = set()
+        """Requests whose prompts may not be in the cache yet."""
+        self.last: Prediction | None = None
+        """Of the last pick; None where nothing is predicted."""
 
     def pick(self, candidates: Sequence[Candidate], token_ids: Sequence[int]) -> int:
         """The place of the chosen one in `candidates`, which are not empty and in a stable order."""
@@ -74,7 +94,7 @@ class Router:
 
     def num_blocks(self, token_ids: Sequence[int]) -> int:
         """What the request of the last pick weighs: blocks that its worker holds already cost nothing more."""
-        return len(token_ids) // self._block_size + 1 - self._num_cached
+        return len(token_ids) // self._block_size + 1 - (self.last.overlap if self.last is not None else 0)
 
     def _pick_kv(self, candidates: Sequence[Candidate], token_ids: Sequence[int]) -> int:
         hashes = block_hashes(token_ids, self._block_size)
@@ -84,16 +104,58 @@ class Router:
             for candidate, overlap in zip(candidates, overlaps, strict=True)
         ]
         at = self._draw(costs)
-        self._num_cached = overlaps[at]
-        chosen = candidates[at].id
+        self.last = self._sent(candidates[at].id, hashes, overlaps[at])
+        while len(self._blocks) > _MAX_BLOCKS:
+            one, held = self._blocks.popitem(last=False)
+            for worker in held:
+                self._held[worker].pop(one, None)
+        return at
+
+    def _sent(self, chosen: int, hashes: list[int], overlap: int) -> Prediction:
+        """The worker will have these blocks."""
+        mine = self._held.setdefault(chosen, OrderedDict())
+        senders = (mine.get(one, 0) for one in hashes[:overlap])
+        used_before = [0 if sender in self._unread else sender for sender in senders]
+        self._num_picks += 1
+        self._unread.add(self._num_picks)
         for one in hashes:
             held = self._blocks.get(one, _NOBODY)
             if chosen not in held:
                 self._blocks[one] = (*held, chosen)
             self._blocks.move_to_end(one)
-        while len(self._blocks) > _MAX_BLOCKS:
-            self._blocks.popitem(last=False)
-        return at
+            mine[one] = self._num_picks
+            mine.move_to_end(one)
+        return Prediction(self._num_picks, chosen, overlap, used_before)
+
+    def correct(self, prediction: Prediction, cached_tokens: int) -> int:
+        """The worker says how much of the prompt it had; returns how many of the predicted blocks it had not.
+
+        What it was sent before the first block that it has thrown away is gone too: caches keep what was used last.
+        One block less is none: engines read the last tokens of a prompt anew.
+        """
+        num_cached = min(prediction.overlap, cached_tokens // self._block_size)
+        if num_cached >= prediction.overlap - 1:
+            return 0
+        gone = prediction.used_before[num_cached]
+        mine = self._held.get(prediction.worker_id, OrderedDict())
+        while mine:
+            one, used = next(iter(mine.items()))
+            if used > gone:
+                break
+            del mine[one]
+            self._without(one, prediction.worker_id)
+        return prediction.overlap - num_cached
+
+    def settle(self, prediction: Prediction) -> None:
+        """Its prompt has been read, or never will be. Safe twice."""
+        self._unread.discard(prediction.number)
+
+    def _without(self, one: int, worker_id: int) -> None:
+        left = tuple(worker for worker in self._blocks.get(one, _NOBODY) if worker != worker_id)
+        if left:
+            self._blocks[one] = left
+        else:
+            self._blocks.pop(one, None)
 
     def _overlaps(self, hashes: list[int], candidates: Sequence[Candidate]) -> list[int]:
         """Blocks from the first on that each one holds without a gap."""
@@ -122,6 +184,5 @@ class Router:
 
     def forget(self, worker_id: int) -> None:
         """Its cache is gone."""
-        for one, held in list(self._blocks.items()):
-            if worker_id in held:
-                self._blocks[one] = tuple(worker for worker in held if worker != worker_id)
+        for one in self._held.pop(worker_id, ()):
+            self._without(one, worker_id)
