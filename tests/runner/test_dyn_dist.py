@@ -179,8 +179,39 @@ def two_hosts() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-async def test_the_two_commands_of_the_seed_on_two_hosts(two_hosts: tuple[str, str], tmp_path: Path) -> None:
-    model = Path(model_cards.__file__).parent / "presets" / "demo" / "hf"
+_DEMO = Path(model_cards.__file__).parent / "presets" / "demo"
+_QUESTION = "What is the capital of France?"
+
+
+async def _ask(before: list[str], port: int) -> str:
+    """The answer of the server on a host, greedy, with the tokens' ids in their order."""
+    ask = (
+        f"import json, urllib.request as u; r = u.Request('http://127.0.0.1:{port}/v1/chat/completions', "
+        f"json.dumps({{'messages': [{{'role': 'user', 'content': {_QUESTION!r}}}], 'logprobs': True, "
+        "'temperature': 0}).encode()); c = json.load(u.urlopen(r, timeout=60))['choices'][0]; "
+        "print(json.dumps([c['message']['content'], [t['bytes'] for t in c['logprobs']['content']]]))"
+    )
+    ran = await asyncio.to_thread(
+        subprocess.run, [*before, sys.executable, "-c", ask], capture_output=True, text=True, timeout=90
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+async def _ask_locally(tmp_path: Path, engine: str, model: Path) -> str:
+    port = daemons.free_port()
+    program = Program(["in=http", f"out={engine}", str(model), "--http-port", str(port)], tmp_path)
+    try:
+        await program.until("Serving ", 90)
+        return await _ask([], port)
+    finally:
+        program.close()
+
+
+@pytest.mark.parametrize(("engine", "model"), [("native", _DEMO / "hf"), ("llamacpp", _DEMO / "demo.q8_0.gguf")])
+async def test_the_two_commands_of_the_seed_on_two_hosts(
+    engine: str, model: Path, two_hosts: tuple[str, str], tmp_path: Path, llamacpp_library: Path
+) -> None:
     daemon = daemons.etcd(tmp_path / "etcd")
     words = [word.replace("127.0.0.1", "10.77.0.1") for word in daemon.command]
     here, there = (["ip", "netns", "exec", name] for name in two_hosts)
@@ -191,7 +222,7 @@ async def test_the_two_commands_of_the_seed_on_two_hosts(two_hosts: tuple[str, s
     programs = []
     try:
         worker = Program(
-            ["in=dyn://llama3B_pool", "out=native", str(model)], tmp_path, there,
+            ["in=dyn://llama3B_pool", f"out={engine}", str(model)], tmp_path, there,
             ETCD_ENDPOINTS=endpoints, LLMRUN_DYN_HOST="10.77.0.2",
         )  # fmt: skip
         programs.append(worker)
@@ -201,16 +232,9 @@ async def test_the_two_commands_of_the_seed_on_two_hosts(two_hosts: tuple[str, s
         )  # fmt: skip
         programs.append(ingress)
         await ingress.until("joins, 1 now", 90)
-        ask = (
-            "import json, urllib.request as u; r = u.Request('http://127.0.0.1:8080/v1/chat/completions', "
-            "json.dumps({'messages': [{'role': 'user', 'content': 'What is the capital of France?'}], "
-            "'temperature': 0}).encode()); "
-            "print(json.load(u.urlopen(r, timeout=60))['choices'][0]['message']['content'])"
-        )
-        ran = await asyncio.to_thread(
-            subprocess.run, [*here, sys.executable, "-c", ask], capture_output=True, text=True, timeout=90
-        )
-        assert "Paris" in ran.stdout, ran.stderr
+        answer = await _ask(here, 8080)
+        assert "Paris" in answer
+        assert answer == await _ask_locally(tmp_path, engine, model)
     finally:
         for program in programs:
             program.close()
