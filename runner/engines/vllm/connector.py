@@ -26,7 +26,7 @@ from runner.engines.link import Link
 from runner.engines.supervisor import ChildProcess, Supervisor
 from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.link import CoreLink
-from runner.engines.vllm.report import JOIN, Invitation, Opening, Report
+from runner.engines.vllm.report import JOIN, Invitation, Opening, Report, check_version
 from runner.engines.vllm.sampling import CAPABILITIES
 from runner.engines.vllm.settings import Settings
 from runner.engines.vllm.sockets import CoreSockets, data_addresses
@@ -147,7 +147,9 @@ class CoreSpawner:
         say("loading the model")
         _, ready = await start.wait_for(sockets.poll_input)
         await start.wait_for(sockets.poll_handshake)  # READY
-        opening = self._opening(await self.report(start), ready)
+        report = await self.report(start)
+        check_version(str(ready.get("vllm_version") or report.version))
+        opening = self._opening(report, ready)
         link.open(opening, sockets)
         for adapter in self._settings.adapters:
             say(f"loading adapter {adapter.name}")

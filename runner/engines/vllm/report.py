@@ -5,16 +5,21 @@ Shared by both sides; imports no vllm.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.settings import Adapter
+from runner.errors import EngineFailed
 from runner.types import EngineInfo
 
 JOIN = "join.sock"
 """The file of the socket where further clients ask for an invitation, in the owner's private folder."""
+
+
+_OLDEST = 17
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +34,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     sampling_fields: list[str]
     details: dict[str, Any] = {}
+
+
+def check_version(version: str) -> None:
+    """Raises EngineFailed for a release older than our protocol; one that is newer than what we know is tried."""
+    found = re.match(r"0\.(\d+)\.\d+(?!\.?dev)", version)  # builds from source may call themselves 0.1.dev123
+    if found is not None and int(found[1]) < _OLDEST:
+        raise EngineFailed(
+            f"vLLM {version} is too old: out=vllm speaks to 0.{_OLDEST} to 0.33; `llmrun engines install vllm`"
+        )
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 The next token is the last one plus one. `LLMRUN_PEER` (comma-separated) changes what it does: `old` (fields of 0.17),
 `strange` (no sampling_params field), `exit` (dies while loading), `hang`, `garbage`, `dead` (ENGINE_CORE_DEAD at the
-first request), `pooling`.
+first request), `pooling`, `ancient` (0.9.2).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def main() -> None:
     if "strange" in MODES:
         structs = {**structs, "EngineCoreRequest": ["request_id", "prompt_token_ids"]}
     report = {
-        "version": "0.0.0",
+        "version": "0.9.2" if "ancient" in MODES else "0.32.0",
         "structs": structs,
         "vocab_size": 1000,
         "max_logprobs": 20,

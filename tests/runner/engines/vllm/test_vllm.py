@@ -89,6 +89,14 @@ async def test_a_vllm_without_a_needed_field_is_told(monkeypatch: pytest.MonkeyP
         await engine.close()
 
 
+async def test_a_vllm_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMRUN_PEER", "ancient")
+    engine = make()
+    with pytest.raises(EngineStartFailed, match=r"vLLM 0\.9\.2 is too old: out=vllm speaks to 0\.17 to 0\.33"):
+        await engine.start()
+    await engine.close()
+
+
 async def test_a_refusal_is_the_requests_own_and_says_why() -> None:
     engine = make()
     try:
