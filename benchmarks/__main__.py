@@ -28,6 +28,7 @@ MEASUREMENTS: dict[str, str] = {
     "memory": "the launcher's memory while it serves HTTP",
     "native_scheduler": "out=native: schedule and commit, per sequence and step, 256 running",
     "dist_cost": "dyn://: CPU of ingress and worker per streamed token",
+    "dist_worker": "dyn://: CPU of a worker, ours and Dynamo's, per streamed token",
     "dist_latency": "dyn://: latency added to a local engine",
     "dist_throughput": "dyn://: 2 workers against 1",
     "dist_kv": "dyn://: kv routing against round-robin on shared prefixes",

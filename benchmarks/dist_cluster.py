@@ -30,9 +30,12 @@ class Cluster:
     workers: list[Server]
 
 
-def mocker_words(**options: object) -> list[str]:
-    """The mocker with options of its own."""
-    return ["--extra-engine-args", msgspec.json.encode(options).decode()]
+def mocker_words(settings: Settings, name: str, **options: float) -> list[str]:
+    """The mocker with options of its own, kept in a file of that name among the models."""
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    path = settings.folder / f"{name}.json"
+    path.write_bytes(msgspec.json.encode(options))
+    return ["--extra-engine-args", str(path)]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from benchmarks.processes import rss_mb
 from benchmarks.row import Row, skipped
 from benchmarks.settings import Settings
 from runner.engines.remote_pool import Worker, WorkerPool
+from runner.errors import LlmrunError
 from runner.net.addresses import Address
 from runner.net.client import NetClient
 from runner.net.records import INSTANCES, Instance, decode_instance, encode_instance, instance_keys
@@ -44,7 +45,7 @@ async def _measure() -> list[Row]:
             try:
                 async with open_store(Path(folder) / name) as stores:
                     rows += await _watching(name, *stores)
-            except FileNotFoundError as error:
+            except LlmrunError as error:
                 rows.append(skipped(f"{NUMBER:,} instances in {name}", f"<= {BAR_MS:g} ms p99", str(error)))
     return rows + await _routing()
 
@@ -62,7 +63,7 @@ async def _folder(at: Path) -> AsyncIterator[tuple[Store, Store]]:
 
 @contextlib.asynccontextmanager
 async def _etcd(at: Path) -> AsyncIterator[tuple[Store, Store]]:
-    """Raises FileNotFoundError where there is no etcd."""
+    """Raises LlmrunError where there is no etcd."""
     from benchmarks.dist_daemons import etcd
     from runner.net.etcd import EtcdStore
 

@@ -19,7 +19,9 @@ _STEP_US = 40_000.0
 def measure(settings: Settings) -> list[Row]:
     """Both servers are up at once and asked in turn."""
     words = ["--max-running", str(STREAMS)]
-    words += mocker_words(decode_base_us=_STEP_US, decode_us_per_seq=0.0, prefill_us_per_token=0.0)
+    words += mocker_words(
+        settings, "dist_latency", decode_base_us=_STEP_US, decode_us_per_seq=0.0, prefill_us_per_token=0.0
+    )
     with llmrun(settings, "demo", *words, out="mocker") as local, cluster(settings, 1, words) as made:
         pairs = []
         for server in (local, made.ingress):

@@ -29,7 +29,7 @@ def measure(settings: Settings) -> list[Row]:
 
 
 def _rates(settings: Settings, num_workers: int) -> list[float]:
-    words = mocker_words(max_num_seqs=PER_WORKER, decode_base_us=20_000.0)
+    words = mocker_words(settings, "dist_throughput", max_num_seqs=PER_WORKER, decode_base_us=20_000.0)
     with cluster(settings, num_workers, words) as made:
         shape = Shape(input_len=16, output_len=50)
         client.measure(made.ingress, AT_ONCE, AT_ONCE, shape, seed=99)

@@ -67,21 +67,27 @@ class ResponseStream:
 
     async def take(self, timeout_s: float | None = None) -> list[Any]:
         """All items that wait; none: the answer is complete. Raises StreamBroken, StreamRefused, TimeoutError."""
-        if not self._items:
+        if not self._items and timeout_s is None:
+            await self._fill()
+        elif not self._items:
             async with asyncio.timeout(timeout_s):
-                while not self._items:
-                    if self._end is not None:
-                        raise self._end
-                    if self._is_complete:
-                        return []
-                    self._wake.clear()
-                    await self._wake.wait()
+                await self._fill()
         items = list(self._items)
         self._items.clear()
         self._waiting_bytes = 0
         if self._connection is not None:
             self._connection.hold(False)
         return items
+
+    async def _fill(self) -> None:
+        """Returns when items wait or none will come. Raises what ended the stream."""
+        while not self._items:
+            if self._end is not None:
+                raise self._end
+            if self._is_complete:
+                return
+            self._wake.clear()
+            await self._wake.wait()
 
     def fail(self, why: str) -> None:
         """End the stream from our side, as broken."""
