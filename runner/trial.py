@@ -52,7 +52,7 @@ class _Wrong(Exception):
 
 async def hold_trial(entry: EngineEntry) -> AsyncGenerator[Verdict, None]:
     """The verdicts, as they come. An engine that does not start has one verdict. Closes the engine."""
-    began = time.monotonic()
+    began, before = time.monotonic(), _children()
     try:
         plan = _plan(entry)
         service, info = await start_service(plan)
@@ -66,7 +66,7 @@ async def hold_trial(entry: EngineEntry) -> AsyncGenerator[Verdict, None]:
         for name, question in questions.all():
             yield await _verdict(name, question)
     finally:
-        closing = _verdict("close", lambda: _close(service))
+        closing = _verdict("close", lambda: _close(service, before))
         last = await asyncio.shield(closing)
     yield last
 
@@ -87,10 +87,15 @@ async def _verdict(name: str, question: Callable[[], Awaitable[str]]) -> Verdict
         return Verdict(name=name, is_passed=False, detail=str(error))
 
 
-async def _close(service: ChatService) -> str:
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+async def _close(service: ChatService, before: set[psutil.Process]) -> str:
+    """`before` are the processes that the engine did not start."""
     began = time.monotonic()
     await service.close()
-    while left := psutil.Process().children(recursive=True):
+    while left := _children() - before:
         if time.monotonic() - began > _CLOSE_BOUND_S:
             raise _Wrong(f"processes are left: {', '.join(str(process.pid) for process in left)}")
         await asyncio.sleep(0.05)
