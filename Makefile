@@ -68,7 +68,10 @@ test-chaos: $(DEV_STAMP)
 DYNAMO_ENVS ?= .venv-dynamo
 test-interop: $(DEV_STAMP)
 	@for v in 0.4.1 0.9.1 1.0.2 1.6.1; do test -x $(DYNAMO_ENVS)/$$v/bin/python || { $(PYTHON) -m venv $(DYNAMO_ENVS)/$$v && \
-	  $(DYNAMO_ENVS)/$$v/bin/python -m pip install --quiet ai-dynamo-runtime==$$v; } || exit 1; done
+	  $(DYNAMO_ENVS)/$$v/bin/python -m pip install --quiet ai-dynamo-runtime==$$v && \
+	  { test $$v = 0.4.1 || { $(DYNAMO_ENVS)/$$v/bin/python -m pip install --quiet --no-deps ai-dynamo==$$v && \
+	  $(DYNAMO_ENVS)/$$v/bin/python -m pip install --quiet transformers fastapi uvicorn msgspec prometheus_client pyyaml psutil; }; \
+	  }; } || exit 1; done
 	@DYNAMO_ENVS=$(abspath $(DYNAMO_ENVS)) $(BIN)/python -m pytest -m interop
 
 lint: $(DEV_STAMP)
