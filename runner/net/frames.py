@@ -57,8 +57,11 @@ class FrameParser:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that these bytes complete. Raises FrameError."""
-        buffer = self._waiting
-        buffer += data
+        waiting = self._waiting
+        buffer: bytes | bytearray = data  # whole frames are the rule, and are not copied
+        if waiting:
+            waiting += data
+            buffer = waiting
         frames: list[Frame] = []
         at = 0
         while len(buffer) - at >= _HEAD.size:
@@ -74,5 +77,8 @@ class FrameParser:
                 raise FrameError("the checksum of a frame is wrong")
             frames.append(Frame(both[:header_len], both[header_len:]))
             at = end
-        del buffer[:at]
+        if buffer is waiting:
+            del waiting[:at]
+        elif at < len(buffer):
+            waiting += buffer[at:]
         return frames

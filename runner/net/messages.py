@@ -161,8 +161,11 @@ def decode_delta(item: Any, stop_token_ids: tuple[int, ...]) -> TokenDelta:
     """The delta of an LLMEngineOutput; a stop token at its end is taken off. Raises EngineFailed."""
     try:
         token_ids = item.get("token_ids") or []
-        if type(token_ids) is not list or not all(type(i) is int and 0 <= i <= _MAX_ID for i in token_ids):
+        if type(token_ids) is not list:
             raise TypeError("token_ids are no list of token ids")
+        for i in token_ids:  # an all(...) costs as much as the rest of a delta
+            if type(i) is not int or not 0 <= i <= _MAX_ID:
+                raise TypeError("token_ids are no list of token ids")
         reason = item.get("finish_reason")
         finish, stop_token_id = None, None
         if reason is not None:
