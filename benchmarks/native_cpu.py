@@ -67,8 +67,15 @@ def measure(settings: Settings) -> list[Row]:
         for dtype in ("float32", "bfloat16"):
             folder = make_folder(size, dtype, settings.folder)
             for streams in (1, 8) if settings.is_quick else STREAMS:
-                rows += _rows(settings, size, dtype, folder, streams)
-            rows.append(_against_llamacpp(settings, size, dtype, folder))
+                rows += _told(_rows(settings, size, dtype, folder, streams))
+            rows += _told([_against_llamacpp(settings, size, dtype, folder)])
+    return rows
+
+
+def _told(rows: list[Row]) -> list[Row]:
+    """The same, shown while the rest is measured."""
+    for row in rows:
+        print(f"    {row.what}: {row.ours} against {row.rival} = {row.ratio}", file=sys.stderr, flush=True)
     return rows
 
 
