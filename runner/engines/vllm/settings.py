@@ -59,7 +59,9 @@ def read_settings(spec: EngineSpec) -> Settings:
             arguments += [flag, str(value)]
     if adapters:
         rank = max(_rank(adapter) for adapter in adapters)
-        arguments += ["--enable-lora", "--max-loras", str(len(adapters))]
+        # One slot stays empty: on the CPU (vllm/lora/ops/torch_ops, 0.32) requests without an adapter that run beside
+        # one that has it get what is in the last slot.
+        arguments += ["--enable-lora", "--max-loras", str(len(adapters) + 1)]
         arguments += ["--max-lora-rank", str(next((known for known in _LORA_RANKS if known >= rank), rank))]
     extra = {key.lstrip("-").replace("-", "_"): value for key, value in options.extra.items()}
     is_one = options.tensor_parallel_size == 1 and not any(extra.get(key, 1) != 1 for key in _PARALLEL)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -64,7 +65,7 @@ class Program:
 async def running(python: str, *words: str, timeout_s: float = 180) -> AsyncIterator[Program]:
     """Serve while inside; whatever happens, nothing of it is left."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runner", "in=http", "out=vllm", "demo-hf", "--http-port", "0"),
+        *(sys.executable, "-m", "runner", "in=http", "out=vllm", "demo-hf", "--http-port", str(_free_port())),
         *("--engine-python", python, "--threads", "1", "--context-length", "1024", *words),
         stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
@@ -89,6 +90,11 @@ async def running(python: str, *words: str, timeout_s: float = 180) -> AsyncIter
                 one.kill()
         await process.wait()
     await draining
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 async def _url(process: asyncio.subprocess.Process, timeout_s: float) -> str:

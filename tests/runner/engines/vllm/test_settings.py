@@ -86,7 +86,7 @@ def test_adapters_get_numbers_and_room_for_their_rank(tmp_path: Path) -> None:
         (tmp_path / name / "adapter_config.json").write_text(f'{{"r": {rank}}}')
     settings = read_settings(spec(adapters=(f"one={tmp_path}/a", f"{tmp_path}/b")))
     assert [(adapter.name, adapter.id) for adapter in settings.adapters] == [("one", 1), ("b", 2)]
-    assert "--enable-lora --max-loras 2 --max-lora-rank 32" in " ".join(settings.arguments)
+    assert "--enable-lora --max-loras 3 --max-lora-rank 32" in " ".join(settings.arguments)
 
 
 def request(**fields: Any) -> TokenRequest:
