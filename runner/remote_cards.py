@@ -115,17 +115,32 @@ def _dynamo_card(card_json: dict[str, Any]) -> ModelCard:
         raise RecordError(
             f"the worker of {name} takes {card_json['model_input']!r}, not token ids; it tokenizes itself"
         )
+    template = _custom_template(card_json)
     places = [str(path.parent) for path in _paths(card_json)]
     source_path = card_json.get("source_path")
     places += [place for place in (source_path, name) if isinstance(place, str)]
     found = next((place for place in places if Path(place).is_dir()), None)
     if found is not None:
-        return _named(resolve(found, name=name, download=False), card_json)
+        return _named(resolve(found, name=name, download=False, chat_template=template), card_json)
     hub = next((place for place in places if place.count("/") == 1 and not place.startswith("/")), None)
     if hub is None:
         raise RecordError(f"the files of {name} are at {', '.join(places)} on the worker's machine and not here; "
                           "share the disk, or name the MODEL on the command line")  # fmt: skip
-    return _named(resolve(hub, name=name), card_json)
+    return _named(resolve(hub, name=name, chat_template=template), card_json)
+
+
+def _custom_template(card_json: dict[str, Any]) -> str | None:
+    """The file of a template that is not the model's own. Raises RecordError where it is not here: another one would
+    answer in its place."""
+    said = card_json.get("chat_template_file")
+    entry = said.get("hf_chat_template") if isinstance(said, dict) else None
+    if not isinstance(entry, dict) or entry.get("is_custom") is not True:
+        return None
+    file = entry.get("file")
+    path = file.get("path") if isinstance(file, dict) else None
+    if not isinstance(path, str) or not Path(path).is_file():
+        raise RecordError(f"the worker has a chat template of its own at {path}, which is not here; share the disk")
+    return path
 
 
 def _named(card: ModelCard, card_json: dict[str, Any]) -> ModelCard:
