@@ -137,6 +137,27 @@ async def test_a_broken_answer_goes_on_elsewhere_without_a_lost_or_doubled_token
         await _with([Prefix(fail_after=7), Prefix(fail_after=9), Prefix(fail_after=9)], _request(), migration_limit=1)
 
 
+async def test_a_pool_that_flaps_does_not_hold_an_answer_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.engines.remote._PATIENCE_S", 0.6)
+    monkeypatch.setattr("runner.engines.remote_pool._PROBE_EVERY_S", 60.0)
+    cluster = InProcess([Prefix(fail_after=7)], migration_limit=2)
+    await cluster.start()
+
+    async def flap() -> None:
+        while True:
+            cluster.pool._notify()
+            await asyncio.sleep(0.05)
+
+    flapping = asyncio.create_task(flap())
+    try:
+        with pytest.raises(EngineDied, match="no other worker can go on"):
+            async with asyncio.timeout(5):
+                await _ids(cluster, _request())
+    finally:
+        flapping.cancel()
+        await cluster.close()
+
+
 async def test_an_answer_that_depends_on_more_than_its_tokens_does_not_move() -> None:
     class Guided(Prefix):
         async def start(self) -> EngineInfo:
