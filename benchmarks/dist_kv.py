@@ -58,8 +58,8 @@ def _requests(number: int) -> Iterator[BenchRequest]:
 
 
 def _run(settings: Settings, mode: str, number: int) -> list[Sample]:
-    # 1,024 blocks of 16 tokens are some 6 of the 24 prefixes, beside what runs.
-    words = mocker_words(settings, "dist_kv", block_size=16, num_gpu_blocks=1024, prefill_us_per_token=100.0)
+    # 1,536 blocks of 16 tokens are some 9 of the 24 prefixes; two or so are what runs. A fair share is 6.
+    words = mocker_words(settings, "dist_kv", block_size=16, num_gpu_blocks=1536, prefill_us_per_token=100.0)
     words += ["--context-length", "4096"]
     with cluster(settings, WORKERS, words, ["--router-mode", mode]) as made:
         samples = run_loop(_load(made.ingress.url, number))
