@@ -17,7 +17,7 @@ from runner.bench.load import run as run_loop
 from runner.bench.records import BenchRequest, Sample
 from runner.bench.workload import WORDS
 
-WORKERS, PREFIXES, AT_ONCE, REQUESTS = 4, 24, 8, 240
+WORKERS, PREFIXES, AT_ONCE, REQUESTS = 4, 24, 4, 240
 PREFIX_WORDS = 1_000
 HITS_BAR, TTFT_BAR = 2.0, 0.6
 
@@ -28,7 +28,7 @@ def measure(settings: Settings) -> list[Row]:
     kv, turns = (_run(settings, mode, number) for mode in ("kv", "round-robin"))
     hits = [sum(one.cached_tokens for one in samples) for samples in (kv, turns)]
     firsts = [sum((one.first_s or one.end_s) - one.start_s for one in samples) / number for samples in (kv, turns)]
-    what = f"{WORKERS} workers, {PREFIXES} prefixes, {number} requests"
+    what = f"{WORKERS} workers, {PREFIXES} prefixes, {number} requests, {AT_ONCE} at once"
     prompt = sum(one.prompt_tokens for one in kv)
     return [
         Row(
