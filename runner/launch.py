@@ -29,6 +29,10 @@ from runner.spinner import spinner
 from runner.timing import TimedService
 from runner.types import EngineInfo
 
+_SOON_S = 2.0
+_FIRST_MODEL_S = 60.0
+"""How long a frontend that needs a model waits for a worker to come."""
+
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -96,11 +100,20 @@ async def _run_remote(plan: Plan) -> int:
     try:
         await models.start(catalog, is_server=is_server)
         if not is_server:
-            async with spinner(f"{models.wanted} …"):
-                await models.first(plan.options.start_timeout_s)
+            await _first_model(models)
         return await frontend.run(catalog)
     finally:
         await _close(models)
+
+
+async def _first_model(models: Any) -> None:
+    """Wait until a worker is found; who waits is told for what. Raises EngineStartFailed."""
+    try:
+        await models.first(_SOON_S)
+    except EngineStartFailed:
+        say(f"{models.wanted}; waiting for up to {_FIRST_MODEL_S:.0f} s")
+        async with spinner("no worker yet …"):
+            await models.first(_FIRST_MODEL_S - _SOON_S)
 
 
 async def _start(plan: Plan) -> tuple[Frontend, ChatService]:
