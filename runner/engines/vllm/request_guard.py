@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import vllm.v1.engine.core as core
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
 from runner.engines.vllm.sharing import Sharing
@@ -39,6 +40,35 @@ def install(sharing: Sharing) -> None:
     process.preprocess_add_request = preprocess
     process._handle_request_preproc_error = _refuse
     process.llmrun_stats = stats
+    if current_platform.is_cpu():
+        _mend_seeds()
+
+
+def _mend_seeds() -> None:
+    """A seeded prompt that is read in pieces ends EngineCore on the CPU (0.32: "CPU Generator does not use offset").
+
+    vLLM takes back what a generator gave for a token that is thrown away; here, by its seed, as nothing was kept yet.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    original = GPUModelRunner._bookkeeping_sync
+
+    def bookkeeping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = self.input_batch
+        generators = batch.generators
+        if not generators:
+            return original(self, *args, **kwargs)
+        for at in self.discard_request_mask.np[: batch.num_reqs].nonzero()[0]:
+            generator = generators.get(int(at))
+            if generator is not None and not self.requests[batch.req_ids[at]].output_token_ids:
+                generator.manual_seed(generator.initial_seed())
+        batch.generators = {}
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            batch.generators = generators
+
+    GPUModelRunner._bookkeeping_sync = bookkeeping
 
 
 def abort_client(proc: Any, client: int) -> None:

@@ -212,6 +212,22 @@ def _fuzzed(dice: random.Random) -> dict[str, Any]:
     }
 
 
+async def test_a_seeded_prompt_that_is_read_in_pieces_answers_as_one_that_is_not() -> None:
+    """0.32 on the CPU dies of it by itself."""
+    prompt = KNOWN["cases"][0]["prompt_ids"] * 20
+    hot = SamplingParams(temperature=1.0, seed=7)
+    answers = []
+    for step in (64, 2048):
+        engine = make(max_running=8, max_batched_tokens=step, dtype="float32")
+        try:
+            await engine.start()
+            answers.append(await answer(engine, prompt[:500], sampling=hot))
+            assert await is_right(engine)
+        finally:
+            await engine.close()
+    assert answers[0] == answers[1]
+
+
 async def test_structured_output_and_logprobs(engine: ProcessEngine) -> None:
     prompt = KNOWN["cases"][0]["prompt_ids"]
     for guided in (
