@@ -78,7 +78,17 @@ class LocalDaemons:
     def _nats_arguments(self) -> list[str]:
         config = self.folder / "nats.conf"
         config.write_text(f"max_payload: {_MAX_PAYLOAD}\n")
-        return ["-a", self._host, "-p", str(self._nats), "-c", str(config)]
+        return [
+            "-a",
+            self._host,
+            "-p",
+            str(self._nats),
+            "-c",
+            str(config),
+            "-js",
+            "-sd",
+            str(self.folder / "jetstream"),
+        ]
 
     async def _answers(self, child: ChildProcess, port: int) -> None:
         for _ in range(round(_START_S / _POLL_S)):
