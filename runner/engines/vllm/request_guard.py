@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import multiprocessing.connection
 import os
 import sys
 import threading
@@ -40,8 +41,36 @@ def install(sharing: Sharing) -> None:
     process.preprocess_add_request = preprocess
     process._handle_request_preproc_error = _refuse
     process.llmrun_stats = stats
+    _watch_ranks()
     if current_platform.is_cpu():
         _mend_seeds()
+
+
+def _watch_ranks() -> None:
+    """A dead rank ends this process at once: vLLM (0.32) waits for the others, for nine seconds, before it says so.
+
+    The process group's guard (guard.py) ends the other ranks.
+    """
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    original = MultiprocExecutor.start_worker_monitor
+
+    def start(self: Any, inline: bool = False) -> None:
+        if inline:
+            original(self, inline=True)
+            return
+        threading.Thread(target=_wait_for_ranks, args=(self, self.workers), daemon=True).start()
+
+    MultiprocExecutor.start_worker_monitor = start
+
+
+def _wait_for_ranks(executor: Any, workers: list[Any]) -> None:
+    dead = multiprocessing.connection.wait([one.proc.sentinel for one in workers])
+    if not getattr(executor, "shutting_down", False):
+        names = [one.proc.name for one in workers if one.proc.sentinel in dead]
+        sys.stderr.write(f"[llmrun] a rank of vLLM died: {', '.join(names)}\n")
+        sys.stderr.flush()
+        os._exit(DEAF_EXIT)
 
 
 def _mend_seeds() -> None:

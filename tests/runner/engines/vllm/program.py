@@ -31,8 +31,9 @@ class Program:
         return [one for one in psutil.Process(self.process.pid).children(recursive=True) if is_alive(one)]
 
     def core(self) -> psutil.Process:
-        """The process with EngineCore: the one that has the model, and what a restart would replace."""
-        return max(self.family(), key=lambda one: one.memory_info().rss)
+        """The process with EngineCore, our own child and the largest of them; ranks are its children."""
+        children = [one for one in psutil.Process(self.process.pid).children() if is_alive(one)]
+        return max(children, key=lambda one: one.memory_info().rss)
 
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
         """Status and JSON; a body of bytes is sent as it is."""
