@@ -108,7 +108,7 @@ async def test_replicas_share_the_load_and_one_dead_ends_its_own_streams_only() 
 async def test_a_replica_that_cannot_start_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from runner.errors import EngineStartFailed
 
-    cores = [make(), make(start_timeout_s=0.1)]
+    cores = [make(), make(start_timeout_s=0.001)]
     engine = Replicas(cores)
     with pytest.raises(EngineStartFailed):
         await engine.start()
