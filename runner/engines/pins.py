@@ -111,4 +111,4 @@ MISTRALRS_NEEDS = (
     Pin("psutil", "7.2.2", "free memory and cores"),
 )
 """What llmrun's child imports beside mistral.rs."""
-TRTLLM = Pin("tensorrt_llm", "1.2.1", "TensorRT-LLM for CUDA: the last stable release that runs compiled engines; not run")
+TRTLLM = Pin("tensorrt_llm", "1.2.1", "TensorRT-LLM for CUDA; the last release that runs compiled engines; not run")
