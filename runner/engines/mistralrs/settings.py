@@ -13,6 +13,7 @@ import msgspec
 
 from model_cards.gguf_shards import find_shards
 from runner.engines.base import EngineSpec
+from runner.engines.refusals import refuse_words
 from runner.errors import UsageError
 
 DEFAULT_MAX_RUNNING = 32
@@ -114,10 +115,7 @@ def _named(names: dict[str, str], flag: str, value: str | None) -> str | None:
 
 def _refuse(spec: EngineSpec) -> None:
     options = spec.options
-    if spec.argument:
-        raise UsageError(f"out=mistralrs takes no argument, got {spec.argument!r}; the model is named after it")
-    if spec.tail:
-        raise UsageError(f"out=mistralrs takes nothing after --, got {' '.join(spec.tail)}; use --extra-engine-args")
+    refuse_words(spec)
     if options.adapters:
         raise UsageError("out=mistralrs: --lora is not passed on; out=llamacpp and out=vllm honour it")
     if options.gpu_layers is not None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from runner.engines.base import EngineSpec
+from runner.engines.refusals import refuse_words
 from runner.errors import UsageError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -89,10 +90,7 @@ def _check(settings: Settings) -> None:
 
 def _refuse(spec: EngineSpec) -> None:
     options = spec.options
-    if spec.argument:
-        raise UsageError(f"out=native takes no argument, got {spec.argument!r}; the model is named after it")
-    if spec.tail:
-        raise UsageError(f"out=native takes nothing after --, got {' '.join(spec.tail)}; use --extra-engine-args")
+    refuse_words(spec)
     if options.gpu_layers is not None:
         raise UsageError("out=native puts all layers on one device; leave --gpu-layers out (see --device)")
     if options.adapters:

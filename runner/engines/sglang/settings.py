@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from runner.engines.base import EngineOptions, EngineSpec
+from runner.engines.refusals import read_adapter, refuse_words
 from runner.errors import UsageError
 
 _ARGUMENTS = {
@@ -98,7 +99,7 @@ def read_settings(spec: EngineSpec) -> Settings:
             arguments[argument] = value
     if "kv_cache_dtype" in arguments:
         arguments["kv_cache_dtype"] = _KV_DTYPES.get(arguments["kv_cache_dtype"], arguments["kv_cache_dtype"])
-    adapters = [_adapter(text) for text in options.adapters]
+    adapters = [read_adapter(text, "sglang") for text in options.adapters]
     if adapters:
         arguments["lora_paths"] = [f"{name}={path}" for name, path in adapters]
     arguments.update(_extra(options.extra))
@@ -159,22 +160,9 @@ def _extra(extra: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _adapter(text: str) -> tuple[str, str]:
-    name, is_named, path = text.partition("=")
-    if not is_named:
-        name, path = Path(text).stem or text, text
-    folder = Path(path).expanduser().absolute()
-    if not (folder / "adapter_config.json").is_file():
-        raise UsageError(f"--lora {text}: there is no adapter_config.json in {folder}; out=sglang takes PEFT folders")
-    return name, str(folder)
-
-
 def _refuse(spec: EngineSpec) -> None:
     options = spec.options
-    if spec.argument:
-        raise UsageError(f"out=sglang takes no argument, got {spec.argument!r}; the model is named after it")
-    if spec.tail:
-        raise UsageError(f"out=sglang takes nothing after --, got {' '.join(spec.tail)}; use --extra-engine-args")
+    refuse_words(spec)
     if spec.card.kind == "gguf":
         raise UsageError("out=sglang runs Hugging Face folders here; out=llamacpp and out=native run GGUF files")
     if options.gpu_layers is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from runner.engines.base import EngineOptions, EngineSpec
+from runner.engines.refusals import read_adapter, refuse_words
 from runner.errors import UsageError
 
 _FLAGS = {
@@ -120,13 +121,8 @@ def _extra_arguments(extra: dict[str, Any]) -> list[str]:
 
 
 def _adapter(text: str, number: int) -> Adapter:
-    name, is_named, path = text.partition("=")
-    if not is_named:
-        name, path = Path(text).stem or text, text
-    folder = Path(path).expanduser().absolute()
-    if not (folder / "adapter_config.json").is_file():
-        raise UsageError(f"--lora {text}: there is no adapter_config.json in {folder}; out=vllm takes PEFT folders")
-    return Adapter(name, str(folder), number)
+    name, folder = read_adapter(text, "vllm")
+    return Adapter(name, folder, number)
 
 
 def _rank(adapter: Adapter) -> int:
@@ -139,10 +135,7 @@ def _rank(adapter: Adapter) -> int:
 
 def _refuse(spec: EngineSpec) -> None:
     options = spec.options
-    if spec.argument:
-        raise UsageError(f"out=vllm takes no argument, got {spec.argument!r}; the model is named after it")
-    if spec.tail:
-        raise UsageError(f"out=vllm takes nothing after --, got {' '.join(spec.tail)}; use --extra-engine-args")
+    refuse_words(spec)
     if spec.card.kind == "gguf":
         raise UsageError("out=vllm runs no GGUF files (vLLM dropped them); out=llamacpp and out=native do")
     if options.gpu_layers is not None:
