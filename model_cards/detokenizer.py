@@ -114,7 +114,8 @@ def _texts_of(tokenizer: Tokenizer, skip_special: bool) -> _Texts:
 
 
 def _unfinished(pieces: dict[int, bytes], prompt_ids: Sequence[int]) -> bytes:
-    """Bytes at the end of the prompt that begin a character (at most three)."""
+    """Bytes at the end of the prompt that begin a character (at most three). What can be none already is the prompt's
+    own U+FFFD (a byte 0xC0 or 0xFF, a surrogate's 0xED 0xA0), and not the answer's."""
     tail = b""
     for index in reversed(prompt_ids):
         tail = pieces[index] + tail
@@ -122,9 +123,9 @@ def _unfinished(pieces: dict[int, bytes], prompt_ids: Sequence[int]) -> bytes:
             break
     for length in range(1, min(3, len(tail)) + 1):
         lead = tail[-length]
-        if lead >= 0xC0:
-            # Too short for what its first byte announces: it goes on.
-            return tail[-length:] if length < (2 if lead < 0xE0 else 3 if lead < 0xF0 else 4) else b""
+        if lead >= 0xC0:  # begins anew, whatever stands before it
+            begun = tail[-length:]
+            return begun[codecs.utf_8_decode(begun, "replace", False)[1] :]
         if lead < 0x80:
             break
     return b""
@@ -152,6 +153,8 @@ class _Window:
     def _take(self, is_last: bool) -> str:
         before = self._whole_decode(self._ids[self._start : self._read], self._skip_special)
         now = self._whole_decode(self._ids[self._start :], self._skip_special)
+        if not now.startswith(before):  # a character that the prompt left unfinished has been finished
+            before = before.rstrip("\ufffd")
         if len(now) <= len(before) or (now.endswith("\ufffd") and not is_last):
             return ""
         del self._ids[: self._start]

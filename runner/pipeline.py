@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from model_cards.card import ModelCard
+from model_cards.detokenizer import Detokenizer
 from runner.capabilities import Capabilities, Reporter
 from runner.choice import Choice
 from runner.engines.base import Engine
@@ -214,14 +215,18 @@ class ChatPipeline:
             requests=_fan_out(token_request, num) if max_tokens else [],
             choices=[Choice(index, request, prompt_ids, tokenizer, stops) for index in range(num)],
             prompt_tokens=len(prompt_ids),
-            echo=self._echo(request) if request.echo else "",
+            echo=self._echo(request, is_all=not max_tokens) if request.echo else "",
             warnings=tuple(reporter.warnings),
         )
 
-    def _echo(self, request: ChatRequest) -> str:
+    def _echo(self, request: ChatRequest, *, is_all: bool) -> str:
+        """The prompt's text; what an answer finishes (half a character of ids) is the answer's, unless `is_all`."""
         if isinstance(request.prompt, str):
             return request.prompt
-        return self._tokenizer.decode(request.prompt or [], skip_special=request.skip_special_tokens)
+        ids, skip_special = request.prompt or [], request.skip_special_tokens
+        if is_all or self._tokenizer.whole_decode is not None:
+            return self._tokenizer.decode(ids, skip_special=skip_special)
+        return Detokenizer(self._tokenizer, skip_special=skip_special).push(ids)
 
     async def embed(self, request_id: str, inputs: list[str | list[int]]) -> EmbedResult:
         """One vector for each input. Raises RequestError, or UnsupportedField where the engine embeds nothing."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model_cards import gguf_tokenizer, hf_tokenizer
 from model_cards.detokenizer import Detokenizer
 from model_cards.tokenizer import Tokenizer
 from tests.model_cards import gguf_maker as make
 from tests.model_cards.nasty_texts import nasty_texts
+from tests.runner.fakes import write_tokenizer
 
 
 @pytest.fixture
@@ -105,6 +109,45 @@ def test_random_ids_after_a_prompt(tiny: Tokenizer, skip_special: bool) -> None:
             continue
         parts = in_chunks(Detokenizer(tiny, prompt_ids=prompt, skip_special=skip_special), ids, rng)
         assert before + "".join(parts) == tiny.decode([*prompt, *ids], skip_special=skip_special)
+
+
+_LEADS = [0x61, 0x80, 0x9F, 0xA0, 0xBF, 0xC0, 0xC2, 0xE0, 0xE2, 0xED, 0xF0, 0xF4, 0xF5, 0xFF]
+"""Bytes at the edges of what UTF-8 allows."""
+_BYTES = st.one_of(
+    st.lists(st.sampled_from(_LEADS), max_size=9).map(bytes),
+    st.text(max_size=8).map(str.encode),
+    st.text(alphabet="a\u00e9\u20ac🙂", max_size=6).map(str.encode),
+)
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("toy") / "tokenizer.json"
+    write_tokenizer(path)
+    return hf_tokenizer.load(path)
+
+
+@settings(max_examples=400)
+@given(data=_BYTES, cut=st.integers(0, 40), seed=st.integers(0, 9))
+def test_a_prompt_cut_anywhere_and_its_answer_are_one_text(
+    byte_level: Tokenizer, data: bytes, cut: int, seed: int
+) -> None:
+    """What the prompt's bytes make certain is the prompt's, the rest is the answer's: nothing twice, nothing lost."""
+    ids_of = {byte_level.token_bytes(index): index for index in range(256)}
+    ids = [ids_of[data[at : at + 1]] for at in range(len(data))]
+    prompt = codecs.utf_8_decode(data[:cut], "replace", False)[0] if cut else ""
+    parts = in_chunks(Detokenizer(byte_level, prompt_ids=ids[:cut]), ids[cut:], random.Random(seed))
+    assert prompt + "".join(parts) == data.decode("utf-8", "replace")
+
+
+def test_a_tokenizer_without_pieces_finishes_the_prompts_character_too() -> None:
+    def whole(ids: Sequence[int], skip_special: bool) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+    tokenizer = Tokenizer(encoder=None, decoder=None, vocab_size=256, special_ids=(), whole_decode=whole)  # type: ignore[arg-type]
+    data = "ab🙂c".encode()
+    stream = Detokenizer(tokenizer, prompt_ids=list(data[:4]))
+    assert "".join([*(stream.push_one(byte) for byte in data[4:]), stream.flush()]) == "🙂c"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2", "llama3", "qwen2", "bert"])
