@@ -1,7 +1,7 @@
 """out=sglang: SGLang's public Engine in a child process, under the Python of SGLang's own environment.
 
 This file is the launcher's side: it imports no sglang. The child's side is engine.py (the Engine), processor.py (in
-SGLang's scheduler processes) and nodes.py (several machines). A node that is not 0 runs the same child, with in=none.
+SGLang's scheduler processes). A node that is not 0 runs the same child, with in=none (runner.engines.nodes).
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ from typing import Any
 
 import msgspec
 
+from runner.engines import endings, nodes
 from runner.engines.base import EngineSpec
 from runner.engines.card_guide import CardGuide
 from runner.engines.frames import FOLDER_VARIABLE
 from runner.engines.seeds import Seeds
-from runner.engines.sglang import endings, nodes
 from runner.engines.sglang.answer import Answer
+from runner.engines.sglang.endings import on_sigquit
 from runner.engines.sglang.sampling import (
     NATIVE,
     STEERED,
@@ -76,7 +77,7 @@ class SglangEngine:
         import sglang
         from sglang.srt.server_args import ServerArgs
 
-        arguments = {"log_level": "info", **arguments, "custom_sigquit_handler": endings.on_sigquit}
+        arguments = {"log_level": "info", **arguments, "custom_sigquit_handler": on_sigquit}
         check_names(arguments, ServerArgs)
         if not _samples_late():
             arguments["disable_overlap_schedule"] = True
@@ -114,7 +115,7 @@ class SglangEngine:
     def _join(self, version: str) -> None:
         options = self._spec.options
         address = nodes.split_address(options.leader_addr or "")
-        for name, value in nodes.route_variables(address).items():
+        for name, value in nodes.route_variables(address, "SGLANG_HOST_IP").items():
             os.environ.setdefault(name, value)
         facts = {
             "--num-nodes": options.num_nodes,
@@ -131,7 +132,7 @@ class SglangEngine:
         self._engine.tokenizer_manager.auto_create_handle_loop()
         for number in (signal.SIGTERM, signal.SIGQUIT):
             loop.remove_signal_handler(number)
-        loop.add_signal_handler(signal.SIGQUIT, endings.on_sigquit)
+        loop.add_signal_handler(signal.SIGQUIT, on_sigquit)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _describe(self, version: str) -> EngineInfo:

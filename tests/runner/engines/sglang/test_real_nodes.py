@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.runner.engines.sglang.machines import Machine, can_make, two_machines
+from tests.runner.engines.machines import Machine, can_make, two_machines
 from tests.runner.engines.sglang.real import KNOWN, PYTHON
 from tests.runner.engines.sglang.test_real_deaths import family_of, left, named
 

@@ -1,6 +1,6 @@
 """Machines for tests: network namespaces of this one, each with its own address, loopback and shared memory.
 
-SGLang's ranks find out by shared memory whether they live on one machine, so /dev/shm must differ too. Needs root.
+Ranks of SGLang and vLLM find out by shared memory whether they live on one machine, so each has its own. Needs root.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Nodes: how the machines of one run find each other before SGLang starts, and notice each other's end.
+"""Nodes: how the machines of one run find each other before their engine starts, and notice each other's end.
 
 Node 0 listens at --leader-addr, every other node says who it is over a connection of one line of JSON each way, and
-when all are there they start SGLang, whose own rendezvous then takes the same port. The connections stay open: the end
-of one is the end of that node, seen at once where SGLang's collectives might wait for ever.
+when all are there they start the engine (SGLang, vLLM), whose own rendezvous then takes the same port. The connections
+stay open: the end of one is the end of that node, seen at once where collectives might wait for ever. Child side.
 
     node k -> node 0   {"node": k, ...}                  node 0 -> node k   {"refused": "..."} | {"go": true}
 """
@@ -50,7 +50,7 @@ class Nodes:
 
     def watch(self, on_end: Callable[[str], None]) -> None:
         """Call `on_end(reason)` in a thread when a node has gone."""
-        threading.Thread(target=self._wait, args=(on_end,), name="sglang-nodes", daemon=True).start()
+        threading.Thread(target=self._wait, args=(on_end,), name="llmrun-nodes", daemon=True).start()
 
     def _wait(self, on_end: Callable[[str], None]) -> None:
         by_socket = {sock: node for node, sock in self._sockets.items()}
@@ -121,7 +121,7 @@ class _Gathering:
         hello = _receive(sock, _HELLO_S)
         reason = self._refusal(hello)
         if reason is not None:
-            sys.stderr.write(f"sglang: a node that wants to join is refused: {reason}\n")
+            sys.stderr.write(f"[llmrun] a node that wants to join is refused: {reason}\n")
             with contextlib.suppress(OSError):
                 _send(sock, {"refused": reason})
             sock.close()
@@ -178,8 +178,8 @@ def _connect(address: tuple[str, int], deadline: float, timeout_s: float) -> soc
             time.sleep(_RETRY_S)
 
 
-def route_variables(address: tuple[str, int]) -> dict[str, str]:
-    """This machine's address and interface towards node 0, as SGLang, gloo and NCCL want to be told.
+def route_variables(address: tuple[str, int], engines_own: str) -> dict[str, str]:
+    """This machine's address and interface towards node 0, as the engine (its variable), gloo and NCCL want to be told.
 
     Else they guess by a route to the internet or by the host's name, and wait for ever where the guess is wrong.
     """
@@ -191,7 +191,7 @@ def route_variables(address: tuple[str, int]) -> dict[str, str]:
             local = str(probe.getsockname()[0])
     except OSError:
         return {}
-    variables = {"SGLANG_HOST_IP": local}
+    variables = {engines_own: local}
     for name, found in psutil.net_if_addrs().items():
         if any(one.address.split("%")[0] == local for one in found):
             variables |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}

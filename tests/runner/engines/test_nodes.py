@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from runner.engines.sglang import nodes
+from runner.engines import nodes
 from runner.errors import EngineStartFailed
 
-FACTS = {"--num-nodes": 3, "sglang version": "0.5.23"}
+FACTS = {"--num-nodes": 3, "engine version": "0.5.23"}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_all_start_when_all_are_there(start: Any) -> None:
         assert isinstance(node.result(10), nodes.Nodes)
 
 
-def test_sglangs_rendezvous_may_take_the_port_while_the_connections_stay(start: Any, address: tuple[str, int]) -> None:
+def test_the_rendezvous_may_take_the_port_while_the_connections_stay(start: Any, address: tuple[str, int]) -> None:
     leader, other = start(0, num_nodes=2), start(1, num_nodes=2)
     leader.result(10), other.result(10)
     with socket.socket() as store:
@@ -94,7 +94,7 @@ def test_nodes_that_do_not_come_are_named(start: Any) -> None:
 @pytest.mark.parametrize(
     ("node", "facts", "reason"),
     [
-        (1, {"sglang version": "0.5.20"}, "node 1 has sglang version '0.5.20', node 0 has '0.5.23'"),
+        (1, {"engine version": "0.5.20"}, "node 1 has engine version '0.5.20', node 0 has '0.5.23'"),
         (1, {"--num-nodes": 2}, "node 1 has --num-nodes 2, node 0 has 3"),
         (7, {}, "node 7 is not wanted: there are nodes 1 to 2, once each"),
     ],
@@ -141,9 +141,9 @@ def test_a_port_that_is_taken_is_said(address: tuple[str, int], start: Any) -> N
         start(0).result(10)
 
 
-def test_the_route_to_node_0_is_told_to_sglang() -> None:
-    variables = nodes.route_variables(("127.0.0.1", 9))
-    assert variables["SGLANG_HOST_IP"] == "127.0.0.1"
+def test_the_route_to_node_0_is_told_to_the_engine() -> None:
+    variables = nodes.route_variables(("127.0.0.1", 9), "VLLM_HOST_IP")
+    assert variables["VLLM_HOST_IP"] == "127.0.0.1"
     assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"]
 
 
