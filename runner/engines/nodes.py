@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import sys
@@ -19,6 +20,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from runner.engines import endings
+from runner.engines.base import EngineSpec
 from runner.errors import EngineStartFailed
 
 Progress = Callable[[str, "float | None"], None]
@@ -27,6 +32,50 @@ _RETRY_S = 0.5
 _MAX_LINE = 64 * 1024
 _IDLE_S, _INTERVAL_S, _PROBES = 2, 2, 2
 """TCP keepalive: a machine that vanished is noticed within six seconds."""
+_JOIN_SHARE = 0.9
+"""Of the start's time: the rest is for telling it."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine's place in a run of several."""
+
+    leader_addr: str
+    node: int
+    num_nodes: int
+    facts: dict[str, Any]
+    """What must be equal on all nodes, by the names that a user knows."""
+    timeout_s: float
+
+
+def place_of(spec: EngineSpec) -> Place | None:
+    """None where the run has one machine only."""
+    options = spec.options
+    if options.num_nodes == 1:
+        return None
+    facts = {
+        "--num-nodes": options.num_nodes,
+        "--tensor-parallel-size": options.tensor_parallel_size,
+        "model (checksum)": spec.card.mdcsum or spec.card.name,
+    }
+    return Place(
+        leader_addr=options.leader_addr or "",
+        node=options.node_rank,
+        num_nodes=options.num_nodes,
+        facts=facts,
+        timeout_s=_JOIN_SHARE * options.start_timeout_s,
+    )
+
+
+def enter(place: Place, more_facts: dict[str, Any], host_variable: str, progress: Progress) -> Nodes:
+    """`join`, with what the engine must know of the network in its environment (`host_variable`: what it calls this
+    machine's address); from then on the end of a node ends this process (endings.py)."""
+    address = split_address(place.leader_addr)
+    for name, value in route_variables(address, host_variable).items():
+        os.environ.setdefault(name, value)
+    facts = {**place.facts, **more_facts}
+    nodes = join(address, place.node, place.num_nodes, facts, place.timeout_s, progress)
+    nodes.watch(endings.leave)
+    return nodes
 
 
 def join(

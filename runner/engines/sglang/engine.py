@@ -38,8 +38,6 @@ from runner.engines.sglang.settings import LATE_SAMPLING, Settings, cpu_variable
 from runner.errors import EngineFailed, EngineStartFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
-_JOIN_SHARE = 0.9
-"""Of the start's time: the rest is for telling it."""
 _WARM_UP_IDS = [1, 2, 3]
 
 
@@ -70,8 +68,9 @@ class SglangEngine:
     async def start(self) -> EngineInfo:
         """See Engine. Blocks this loop for as long as SGLang takes: its handlers want the main thread."""
         version = importlib.metadata.version("sglang")
-        if self._spec.options.num_nodes > 1:
-            self._join(version)
+        place = nodes.place_of(self._spec)
+        if place is not None:
+            self._nodes = nodes.enter(place, {"sglang version": version}, "SGLANG_HOST_IP", self.progress)
         arguments = self._prepare()
         self.progress("importing sglang", None)
         import sglang
@@ -111,21 +110,6 @@ class SglangEngine:
                 hint="leave --lora out, or use out=llamacpp with a GGUF file",
             )
         return arguments
-
-    def _join(self, version: str) -> None:
-        options = self._spec.options
-        address = nodes.split_address(options.leader_addr or "")
-        for name, value in nodes.route_variables(address, "SGLANG_HOST_IP").items():
-            os.environ.setdefault(name, value)
-        facts = {
-            "--num-nodes": options.num_nodes,
-            "--tensor-parallel-size": options.tensor_parallel_size,
-            "model (checksum)": self._spec.card.mdcsum or self._spec.card.name,
-            "sglang version": version,
-        }
-        timeout_s = _JOIN_SHARE * options.start_timeout_s
-        self._nodes = nodes.join(address, options.node_rank, options.num_nodes, facts, timeout_s, self.progress)
-        self._nodes.watch(endings.leave)
 
     def _take_over(self, loop: asyncio.AbstractEventLoop) -> None:
         """SGLang's handlers would kill this process tree after diagnostics, or wait on SIGTERM; ours end it at once."""
