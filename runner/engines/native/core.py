@@ -14,8 +14,10 @@ from typing import Any
 
 from runner.engines.base import StepOutput
 from runner.engines.native.blocks import root_hash
+from runner.engines.native.burst import Burst, make_burst
 from runner.engines.native.scheduler import CoreConfig, Scheduled, Scheduler
 from runner.engines.native.sequence import Group, Sample, Sequence
+from runner.engines.native.tables import Chunk
 from runner.errors import ContextOverflow, EngineBusy, RequestError
 from runner.types import FinishReason, TokenDelta, TokenRequest
 
@@ -95,30 +97,42 @@ class Core:
         """The next step to compute; None only without work. Nothing of it counts before commit()."""
         return self._scheduler.schedule()
 
-    def commit(self, scheduled: Scheduled, samples: list[Sample]) -> list[StepOutput]:
-        """The step was computed; `samples` belong to `scheduled.sampled`. Returns what each request hears."""
-        self._scheduler.mark_computed(scheduled.chunks)
+    def burst(self, scheduled: Scheduled) -> Burst | None:
+        """How many steps the model may make of this one; None where anybody waits for the next."""
+        scheduler = self._scheduler
+        if scheduler.waiting or len(scheduler.running) != len(scheduled.chunks):
+            return None
+        return make_burst(scheduled, self._config.block_size)
+
+    def commit(
+        self, scheduled: Scheduled, samples: list[Sample], runs: list[list[int]] | None = None
+    ) -> list[StepOutput]:
+        """The step was computed; `samples` belong to `scheduled.sampled`. Returns what each request hears.
+
+        `runs`: the tokens that a burst made of each before its sample, computed too.
+        """
+        self._scheduler.mark_computed(_prolong(scheduled.chunks, runs) if runs else scheduled.chunks)
         outputs = []
-        for sequence, sample in zip(scheduled.sampled, samples, strict=True):
+        for sequence, sample, run in zip(scheduled.sampled, samples, runs or [[]] * len(samples), strict=True):
             group = sequence.group
             if not group.is_open:
                 continue
             if sample.error is not None:
                 outputs.append(self._end(group, sample.error, "request" if sample.is_clients_fault else "engine"))
             elif group.search is None:
-                outputs.append(self._append(sequence, sample))
+                outputs.append(self._append(sequence, sample, run))
             else:
                 sequence.pending = sample
                 if all(one.pending is not None for one in group.sequences):
                     outputs += self._advance_beams(group)
         return outputs
 
-    def _append(self, sequence: Sequence, sample: Sample) -> StepOutput:
+    def _append(self, sequence: Sequence, sample: Sample, run: list[int]) -> StepOutput:
         group, token = sequence.group, sample.token_id
         cached = group.num_cached if len(sequence.token_ids) == sequence.prompt_len else None
         if token in group.stop_ids:
             self._close(group)
-            return StepOutput(group.request.id, TokenDelta([], "stop", stop_token_id=token, cached_tokens=cached))
+            return StepOutput(group.request.id, TokenDelta(run[:], "stop", stop_token_id=token, cached_tokens=cached))
         sequence.token_ids.append(token)
         finish: FinishReason | None = None
         if sample.is_end:
@@ -128,7 +142,7 @@ class Core:
         if finish is not None:
             self._close(group)
         logprobs = None if sample.logprob is None else [sample.logprob]
-        return StepOutput(group.request.id, TokenDelta([token], finish, logprobs, None, cached))
+        return StepOutput(group.request.id, TokenDelta([*run, token], finish, logprobs, None, cached))
 
     def _advance_beams(self, group: Group) -> list[StepOutput]:
         """All beams have their candidates: part them, or tell the best one's answer."""
@@ -206,3 +220,10 @@ class Core:
             group.arrival for group in [*scheduler.running, *scheduler.waiting]
         ]
         scheduler.check()
+
+
+def _prolong(chunks: list[Chunk], runs: list[list[int]]) -> list[Chunk]:
+    """The chunks of a burst's first step become those of all its steps; each sequence gets its run."""
+    for chunk, run in zip(chunks, runs, strict=True):
+        chunk.sequence.token_ids += run
+    return [chunk._replace(num_new=1 + len(run)) for chunk, run in zip(chunks, runs, strict=True)]

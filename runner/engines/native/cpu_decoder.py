@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from runner.engines.native.burst import Burst
 from runner.engines.native.kernels import cpu_library as c
 from runner.engines.native.kernels.cpu import TYPES, cache_of, library
 from runner.engines.native.kernels.cpu_plan import PlanSpace
@@ -113,11 +114,26 @@ class CpuDecoder(nn.Module):
         if not num_samples:
             self._step(plan, None, None)
             return None
+        self._step(plan, self._logits_space(num_samples), None)
+        return self._logits
+
+    def _logits_space(self, num_samples: int) -> int:
+        """Where `_logits` are, made to have so many rows."""
         if len(self._logits) != num_samples:
             self._logits = np.empty((num_samples, self.spec.vocab_size), np.float32)
             self._logits_at = self._logits.ctypes.data
-        self._step(plan, self._logits_at, None)
-        return self._logits
+        return self._logits_at
+
+    def burst(self, plan: StepPlan, burst: Burst) -> tuple[list[list[int]], list[float]]:
+        """Tokens [steps][sequences] of at least one step, and the best logits of the first (see burst.py)."""
+        self._bind()
+        tokens = np.empty((burst.max_steps, plan.num_sequences), np.int32)
+        best = np.empty(plan.num_sequences, np.float32)
+        call = c.Burst(burst.stop_ids.ctypes.data, tokens.ctypes.data, best.ctypes.data, len(burst.stop_ids),
+                       burst.max_steps, burst.limit_us)  # fmt: skip
+        space = self._logits_space(plan.num_sequences)
+        num_steps = self._c.decoder_burst(self._decoder, self._space.fill(plan), ctypes.byref(call), space)
+        return tokens[:num_steps].tolist(), best.tolist()
 
     def _step(self, plan: StepPlan, logits: int | None, hidden: int | None) -> None:
         self._bind()

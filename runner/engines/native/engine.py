@@ -21,7 +21,7 @@ from runner.engines.card_guide import CardGuide
 from runner.engines.failures import describe
 from runner.engines.guidance import CAPABILITIES as GUIDED
 from runner.engines.native.core import Core, CoreConfig, Scheduled
-from runner.engines.native.sampler import Sampler
+from runner.engines.native.sampler import Sampler, plain_sample
 from runner.engines.native.sampling_state import make_state
 from runner.engines.native.settings import read_settings
 from runner.engines.native.team import Team
@@ -106,7 +106,10 @@ class NativeEngine:
         return bool(self._done) or self._core.has_work()
 
     def step(self) -> list[StepOutput]:
-        """One step for all requests that run. What goes wrong in it ends its own requests; the engine serves on."""
+        """One step for all requests that run, or several where these cost less together (burst.py).
+
+        What goes wrong ends its own requests; the engine serves on.
+        """
         done, self._done = self._done, []
         scheduled = self._core.schedule()
         if scheduled is None:
@@ -122,6 +125,11 @@ class NativeEngine:
 
     def _compute(self, scheduled: Scheduled) -> list[StepOutput]:
         assert self._worker is not None
+        burst = self._core.burst(scheduled) if self._worker.can_burst else None
+        if burst is not None:
+            steps, best = self._worker.burst(scheduled.plan, burst)
+            runs = [list(run) for run in zip(*steps[:-1], strict=True)]
+            return self._core.commit(scheduled, list(map(plain_sample, steps[-1], best)), runs)
         self._team.tell(scheduled.plan)
         logits = self._worker.execute(scheduled.plan)
         samples = self._sampler.sample(logits, scheduled.sampled) if logits is not None else []

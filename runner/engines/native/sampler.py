@@ -272,16 +272,19 @@ def _grammar_bits(row: _Row) -> NDArray[np.uint8] | None:
 
 def _settle(row: _Row, token: int, best: float) -> Sample:
     """The sample of `token`, which joins the grammar too; an error where the best logit leaves no choice."""
-    fault = _fault(best)
-    if fault is not None:
-        return Sample(-1, error=fault)
-    state = row.state
-    if state.matcher is None or token in row.stream.request.stop_token_ids:
-        return Sample(token)
+    state, sample = row.state, plain_sample(token, best)
+    if sample.error is not None or state.matcher is None or token in row.stream.request.stop_token_ids:
+        return sample
     try:
         return Sample(token, is_end=state.accept(token))
     except (EngineFailed, RequestError) as problem:
         return failed_sample(problem)
+
+
+def plain_sample(token: int, best: float) -> Sample:
+    """The sample of `token`, with the logit `best`; an error where that leaves no choice."""
+    fault = _fault(best)
+    return Sample(token) if fault is None else Sample(-1, error=fault)
 
 
 def _fault(best: float) -> str | None:

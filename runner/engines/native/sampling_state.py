@@ -107,6 +107,10 @@ class SamplingState:
         """Whether the next token is the best of its raw row, if the grammar (if any) allows it."""
         return self._is_argmax and num_output >= self.request.min_tokens
 
+    def is_plain(self, num_output: int) -> bool:
+        """Whether this token and all after it are the best of their raw rows, and nothing else is asked of these."""
+        return self.is_argmax(num_output) and self.matcher is None and self.num_top is None
+
     def edits(self, num_output: int) -> bool:
         """Whether logits are changed before the next token is chosen."""
         return self.has_fixed_edits or self.matcher is not None or num_output < self.request.min_tokens

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model_cards.card import ModelCard
 from runner.engines.native import machine
+from runner.engines.native.burst import Burst
 from runner.engines.native.cpu_decoder import CpuDecoder, accelerate
 from runner.engines.native.graphs import DecodeGraphs
 from runner.engines.native.group import join_group
@@ -185,6 +186,16 @@ class Worker:
         if isinstance(self.model, CpuDecoder):
             return self.model.step(plan)
         return self._run(plan)
+
+    @property
+    def can_burst(self) -> bool:
+        """Whether `burst` works: the model is one that makes several steps in a call."""
+        return isinstance(self.model, CpuDecoder)
+
+    def burst(self, plan: StepPlan, burst: Burst) -> tuple[list[list[int]], list[float]]:
+        """Greedy steps from this one on: tokens [steps][sequences], and the best logits of the first."""
+        assert isinstance(self.model, CpuDecoder)
+        return self.model.burst(plan, burst)
 
     @torch.inference_mode()
     def _run(self, plan: StepPlan) -> Tensor | None:

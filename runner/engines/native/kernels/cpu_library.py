@@ -89,6 +89,13 @@ class Plan(ctypes.Structure):
                 ("sequences", Sequences), ("tokens", c_int32), ("samples", c_int32)]  # fmt: skip
 
 
+class Burst(ctypes.Structure):
+    """decoder.h."""
+
+    _fields_ = [("stop_ids", c_void_p), ("token_ids", c_void_p), ("best", c_void_p), ("num_stop_ids", c_int32),
+                ("max_steps", c_int32), ("limit_us", c_int32)]  # fmt: skip
+
+
 _P, _I, _L, _F = c_void_p, c_int32, c_int64, c_float
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "features": (_I, ()),
@@ -108,6 +115,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "decoder_new": (_P, (_P, _P)),
     "decoder_free": (None, (_P,)),
     "decoder_step": (None, (_P, _P, _P, _P)),
+    "decoder_burst": (_I, (_P, _P, _P, _P)),
     "decoder_head": (None, (_P, _P, _I, _P)),
 }
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
 from runner.engines.base import StepOutput
 from runner.engines.native.beams import BeamSearch, num_candidates
+from runner.engines.native.burst import Burst
 from runner.engines.native.core import Core, Sample, Scheduled
 from runner.types import TokenDelta, TokenRequest
 
@@ -73,7 +75,9 @@ def _naive_beams(request: TokenRequest) -> tuple[list[int], str]:
 class FakeModel:
     """Executor and sampler in one."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, most_steps: int = 1) -> None:
+        """`most_steps`: how many steps of a burst there is time for; 1 means that there are no bursts."""
+        self.most_steps = most_steps
         self.cache = np.full(num_blocks * block_size, -1, np.int64)
         self.block_size = block_size
 
@@ -97,6 +101,21 @@ class FakeModel:
         sampled = [index for index, chunk in enumerate(scheduled.chunks) if chunk.samples]
         assert [int(plan.query_starts[index + 1]) - 1 for index in sampled] == plan.sample_rows.tolist()
         return [self._sample(contexts[index], scheduled.chunks[index].sequence.request) for index in sampled]
+
+    def burst(self, scheduled: Scheduled, burst: Burst) -> list[list[int]]:
+        """What decoder.h's burst does: tokens [steps][sequences]."""
+        plan, steps = scheduled.plan, list[list[int]]()
+        while True:
+            steps.append([sample.token_id for sample in self.compute(replace(scheduled, plan=plan))])
+            if len(steps) == min(burst.max_steps, self.most_steps) or set(steps[-1]) & set(burst.stop_ids.tolist()):
+                return steps
+            plan = replace(
+                plan,
+                token_ids=np.array(steps[-1], np.int32),
+                positions=plan.positions + np.int32(1),
+                slots=plan.slots + np.int32(1),
+                context_lens=plan.context_lens + np.int32(1),
+            )
 
     def _slots(self, table: np.ndarray, length: int) -> np.ndarray:
         positions = np.arange(length)
@@ -167,6 +186,12 @@ def step(core: Core, model: FakeModel, client: Client) -> Scheduled:
     scheduled = core.schedule()
     assert scheduled is not None
     core.check()
-    client.hear(core.commit(scheduled, model.compute(scheduled)))
+    burst = core.burst(scheduled) if model.most_steps > 1 else None
+    if burst is None:
+        client.hear(core.commit(scheduled, model.compute(scheduled)))
+    else:
+        *runs, last = model.burst(scheduled, burst)
+        runs = [list(run) for run in zip(*runs, strict=True)]
+        client.hear(core.commit(scheduled, [Sample(token) for token in last], runs))
     core.check()
     return scheduled

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.engines.native.core import Core, CoreConfig, Sample
+from runner.engines.native.sampling_state import make_state
 from runner.engines.native.sequence import Group
 from runner.errors import ContextOverflow, EngineBusy, RequestError
 from runner.types import SamplingParams, TokenLogprob, TokenRequest
@@ -101,9 +102,10 @@ def test_beams_among_others_in_a_cache_that_is_too_small(data: st.DataObject) ->
     play(config, events)
 
 
-def play(config: CoreConfig, events: list[tuple[str, object]]) -> None:
+def play(config: CoreConfig, events: list[tuple[str, object]], most_steps: int = 1) -> None:
     """Let it all happen, then run to the end and compare every answer with the request's alone."""
-    core, model, client = Core(config), FakeModel(config.num_blocks, config.block_size), Client()
+    model = FakeModel(config.num_blocks, config.block_size, most_steps=most_steps)
+    core, client = Core(config), Client()
     added: dict[str, TokenRequest] = {}
     for number, (kind, value) in enumerate(events):
         if kind == "add":
@@ -111,7 +113,7 @@ def play(config: CoreConfig, events: list[tuple[str, object]]) -> None:
             request = make_request(str(number), value.token_ids, value.max_tokens, stop_token_ids=value.stop_token_ids,
                                    adapter=value.adapter, sampling=value.sampling)  # fmt: skip
             try:
-                core.add(request)
+                core.add(request, make_state(request, seed=0))
             except (ContextOverflow, RequestError):
                 continue
             added[request.id] = request

@@ -147,6 +147,9 @@ void llmrun_decoder_free(Decoder* decoder) { delete decoder; }
 void llmrun_decoder_step(Decoder* decoder, const Plan* plan, float* logits, float* hidden) {
     decoder->step(*plan, logits, hidden);
 }
+int llmrun_decoder_burst(Decoder* decoder, const Plan* plan, const Burst* burst, float* logits) {
+    return decoder->burst(*plan, *burst, logits);
+}
 void llmrun_decoder_head(Decoder* decoder, const float* hidden, int rows, float* logits) {
     decoder->head(hidden, rows, logits);
 }

@@ -40,6 +40,12 @@ struct Plan {
     Sequences sequences;
     int32_t tokens, samples;
 };
+struct Burst {
+    const int32_t* stop_ids;
+    int32_t* token_ids;  // out: [max_steps, sequences]
+    float* best;         // out: [sequences], the logits of the first step's tokens
+    int32_t num_stop_ids, max_steps, limit_us;
+};
 
 // Zeroed, aligned, grown when a step has more rows than any before. Zeroed because padding is multiplied by zero weights.
 class Rows {
@@ -93,6 +99,42 @@ class Decoder {
         else if (logits && rows_)
             finish(logits);
         pool_.end();
+    }
+
+    // Greedy decoding, up to max_steps tokens of each sequence: `plan` is the first step, of one token of each, and all
+    // have room in the blocks that they hold. Ends with a step that makes a stop id, in time for the limit, and before
+    // a step without usable logits, unless that is the first. Returns the number of steps; needs logits [sequences, vocab].
+    int burst(const Plan& plan, const Burst& burst, float* logits) {
+        using Clock = std::chrono::steady_clock;
+        const auto began = Clock::now();
+        const int count = plan.tokens;
+        std::vector<int32_t> moving;
+        for (const int32_t* values : {plan.token_ids, plan.positions, plan.slots, plan.sequences.context_lens})
+            moving.insert(moving.end(), values, values + count);
+        Plan next = plan;
+        next.token_ids = moving.data();
+        next.positions = next.token_ids + count;
+        next.slots = next.positions + count;
+        next.sequences.context_lens = next.slots + count;
+        for (int done = 0;;) {
+            step(next, logits, nullptr);
+            int32_t* chosen = burst.token_ids + (int64_t)done * count;
+            bool is_usable = true, is_last = false;
+            for (int r = 0; r < count; r++) {
+                const float* row = logits + (int64_t)r * m_.head.n;
+                chosen[r] = argmax(row, m_.head.n);
+                if (!done) burst.best[r] = row[chosen[r]];
+                is_usable &= std::isfinite(row[chosen[r]]);
+                is_last |= std::find(burst.stop_ids, burst.stop_ids + burst.num_stop_ids, chosen[r]) !=
+                           burst.stop_ids + burst.num_stop_ids;
+            }
+            if (!is_usable) return std::max(done, 1);
+            done++;
+            const auto spent = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - began).count();
+            if (is_last || done == burst.max_steps || spent * (done + 1) > (int64_t)burst.limit_us * done) return done;
+            for (int r = 0; r < count; r++) moving[r] = chosen[r];
+            for (int i = count; i < 4 * count; i++) moving[i]++;
+        }
     }
 
     void head(const float* hidden, int rows, float* logits) {

@@ -71,6 +71,38 @@ inline float max_of(vf v) {
     return m;
 }
 
+// The first of the largest of n values; a NaN counts as the largest. As numpy's argmax.
+inline int argmax(const float* x, int n) {
+    vf top = splat(-INFINITY);
+    vi at = {}, is_nan = {};
+    int i = 0, best = 0;
+    for (; i + W <= n; i += W) {
+        const vf v = load(x + i);
+        const vi is_larger = v > top;
+        top = is_larger ? v : top;
+        at = is_larger ? i + vi{} : at;
+        is_nan |= v != v;
+    }
+    float largest = -INFINITY;
+    bool has_nan = false;
+    for (int lane = 0; lane < W; lane++) {
+        const int index = at[lane] + lane;
+        has_nan |= is_nan[lane] != 0;
+        if (top[lane] < largest || (top[lane] == largest && index > best)) continue;
+        largest = top[lane];
+        best = index;
+    }
+    for (; i < n; i++) {
+        has_nan |= x[i] != x[i];
+        if (x[i] <= largest) continue;
+        largest = x[i];
+        best = i;
+    }
+    for (i = 0; has_nan; i++)
+        if (x[i] != x[i]) return i;
+    return best;
+}
+
 // exp by 2^n * p(r), |r| <= ln2/2; about 1 ulp. Below -87 it is 0 (so that -inf gives exactly 0).
 inline vf vexp(vf x) {
     const vf low = splat(-87.0f), high = splat(88.0f);
