@@ -2,7 +2,7 @@
 
 The demo model (3M parameters), one engine process each (uni executor), the same engine flags and the same client; the
 frontends are what differs. Tokens a second, the frontend's own CPU per token, time to first token, its memory, and the
-time of a start.
+time of a start. EngineCore's own CPU per token, and how much of a core it keeps busy, say what a frontend could win.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import client
-from benchmarks.processes import cpu_s, rss_mb
+from benchmarks.processes import cpu_s, engine_child, rss_mb
 from benchmarks.quiet import undisturbed
 from benchmarks.row import Row, skipped
 from benchmarks.servers import Server, free_port, serve
@@ -50,6 +50,10 @@ class Turn:
     cpu_us: float
     """The frontend's own CPU per output token."""
     ttft_ms: float
+    core_us: float
+    """EngineCore's CPU per output token, the same work under every frontend."""
+    core_share: float
+    """Of the time, EngineCore kept a core busy; at 1 no frontend can be faster."""
 
 
 def measure(settings: Settings) -> list[Row]:
@@ -127,11 +131,14 @@ def _turns(servers: list[Server], streams: int, settings: Settings) -> dict[str,
 
 
 def _turn(server: Server, streams: int, seed: int, num_rounds: int) -> Turn:
-    before = cpu_s(server.process.pid)
+    pids = [server.process.pid, engine_child(server.process.pid)]
+    before, began = [cpu_s(pid) for pid in pids], time.monotonic()
     point = client.measure(server, streams, max(6, streams) * num_rounds, SHAPE, seed=seed)
-    cpu = cpu_s(server.process.pid) - before
+    wall = time.monotonic() - began
+    own, core = (cpu_s(pid) - cpu for pid, cpu in zip(pids, before, strict=True))
     assert point.ttft_ms is not None
-    return Turn(point.output_tokens_per_s, cpu / point.output_tokens * 1e6, point.ttft_ms.p50)
+    per_token = 1e6 / point.output_tokens
+    return Turn(point.output_tokens_per_s, own * per_token, point.ttft_ms.p50, core * per_token, core / wall)
 
 
 def _rows(rival: str, streams: int, turns: dict[str, list[Turn]]) -> list[Row]:
@@ -146,6 +153,8 @@ def _rows(rival: str, streams: int, turns: dict[str, list[Turn]]) -> list[Row]:
             f"{streams} streams, frontend CPU per token, against {rival}", ours, theirs, "cpu_us", "us", CPU_BARS[rival]
         ),
         _row(f"{streams} streams, time to first token p50, against {rival}", ours, theirs, "ttft_ms", "ms", 1.0),
+        _row(f"{streams} streams, EngineCore's CPU per token, under {rival}", ours, theirs, "core_us", "us", None),
+        _row(f"{streams} streams, cores EngineCore keeps busy, under {rival}", ours, theirs, "core_share", "", None),
     ]
 
 
