@@ -61,17 +61,20 @@ class RemoteEngine:
         answer = _Answer(request, self._migration_limit)
         while True:
             worker = await self._choose(answer)
-            num_blocks = self.pool.router.num_blocks(answer.request.token_ids)
+            unread = self.pool.router.num_blocks(answer.request.token_ids)
             predicted = self.pool.router.last
-            self.pool.enter(worker, num_blocks)
+            self.pool.enter(worker, unread)
             stream: ResponseStream | None = None
             try:
                 stream = await self._open(worker, answer)
                 while items := await stream.take():
                     delta = answer.take(items)
                     worker.num_tokens += len(delta.token_ids)
+                    if unread and delta.token_ids:
+                        worker.unread_blocks -= unread
+                        unread = 0
                     if predicted is not None:
-                        num_blocks += self._learn(worker, predicted, delta)
+                        self._learn(predicted, delta)
                     yield delta
                     if answer.is_finished:
                         return
@@ -86,7 +89,7 @@ class RemoteEngine:
                 if stream is not None:
                     worker.streams.discard(stream)
                     stream.close(is_answered=answer.is_finished)
-                self.pool.leave(worker, num_blocks)
+                self.pool.leave(worker, unread)
             if answer.is_full:
                 yield TokenDelta(finish="length")
                 return
@@ -106,15 +109,11 @@ class RemoteEngine:
             raise answer.trouble
         raise EngineBusy(self._nobody())
 
-    def _learn(self, worker: Worker, predicted: Prediction, delta: TokenDelta) -> int:
-        """Blocks that the worker has to make although it was thought to have them."""
-        missing = 0
+    def _learn(self, predicted: Prediction, delta: TokenDelta) -> None:
         if delta.cached_tokens is not None:
-            missing = self.pool.router.correct(predicted, delta.cached_tokens)
-            worker.active_blocks += missing
+            self.pool.router.correct(predicted, delta.cached_tokens)
         if delta.token_ids:
             self.pool.router.settle(predicted)
-        return missing
 
     def _nobody(self) -> str:
         downs = "; ".join(f"{worker} is down: {worker.down}" for worker in self.pool.workers)

@@ -43,7 +43,8 @@ class Worker:
         self.down: str | None = None
         """Why it gets no requests."""
         self.num_running = 0
-        self.active_blocks = 0
+        self.unread_blocks = 0
+        """Of the KV cache, that it has to make before the first tokens of the answers that have none."""
         self.num_requests = 0
         self.num_failures = 0
         self.num_tokens = 0
@@ -126,16 +127,16 @@ class WorkerPool:
             return False
         return True
 
-    def enter(self, worker: Worker, num_blocks: int) -> None:
-        """A request goes there."""
+    def enter(self, worker: Worker, unread: int) -> None:
+        """A request goes there, with so many blocks of prompt to read."""
         worker.num_running += 1
         worker.num_requests += 1
-        worker.active_blocks += num_blocks
+        worker.unread_blocks += unread
 
-    def leave(self, worker: Worker, num_blocks: int) -> None:
-        """It has ended there."""
+    def leave(self, worker: Worker, unread: int) -> None:
+        """It has ended there; `unread` of its prompt, if it ended so early."""
         worker.num_running -= 1
-        worker.active_blocks -= num_blocks
+        worker.unread_blocks -= unread
 
     def mark_down(self, worker: Worker, why: str) -> None:
         """No requests until discovery or a probe says otherwise."""

@@ -2,7 +2,13 @@
 
 kv prefers the worker that has most of the prompt in its cache, weighed against the work it has. What a worker has is
 predicted from what it was sent, and corrected by what it says of each prompt. Block hashes are Dynamo's: xxh3_64, seed
-1337, of little-endian u32 ids, chained.
+1337, of little-endian u32 ids, chained. The cost of a choice, in blocks, is
+
+    overlap weight x blocks to make  +  1/2 x blocks in the making there  +  1/4 x the prompt's x running / average
+
+What is in the making is half done on average, and is over once a prompt has been read; what a new block costs lasts, as
+in a full cache it takes the place of another. (Dynamo's formula counts all of a request's blocks until its end: then a
+few prompts in the making drive others from where their prefixes are, which makes more prompts to read.)
 """
 
 from __future__ import annotations
@@ -20,6 +26,9 @@ _SEED = 1337
 _MAX_BLOCKS = 1 << 18
 """Blocks remembered; the least recently used are forgotten."""
 
+_UNREAD_WEIGHT = 0.5
+_LOAD_WEIGHT = 0.25
+"""A worker with one average more to do than another is worth a quarter of a prompt: prefixes in great demand spread."""
 _NOBODY: tuple[int, ...] = ()
 
 
@@ -41,7 +50,8 @@ class Candidate(Protocol):
 
     id: int
     num_running: int
-    active_blocks: int
+    unread_blocks: int
+    """Of prompts that it has to read; without those it has cached."""
 
 
 def block_hashes(token_ids: Sequence[int], block_size: int) -> list[int]:
@@ -93,23 +103,30 @@ class Router:
         return (self._next - 1) % len(candidates)
 
     def num_blocks(self, token_ids: Sequence[int]) -> int:
-        """What the request of the last pick weighs: blocks that its worker holds already cost nothing more."""
+        """What its worker has to make for the request of the last pick."""
         return len(token_ids) // self._block_size + 1 - (self.last.overlap if self.last is not None else 0)
 
     def _pick_kv(self, candidates: Sequence[Candidate], token_ids: Sequence[int]) -> int:
         hashes = block_hashes(token_ids, self._block_size)
         overlaps = self._overlaps(hashes, candidates)
-        costs = [
-            self._overlap_weight * (len(hashes) - overlap) + candidate.active_blocks
-            for candidate, overlap in zip(candidates, overlaps, strict=True)
-        ]
-        at = self._draw(costs)
+        at = self._draw(self._costs(len(hashes), overlaps, candidates), candidates)
         self.last = self._sent(candidates[at].id, hashes, overlaps[at])
         while len(self._blocks) > _MAX_BLOCKS:
             one, held = self._blocks.popitem(last=False)
             for worker in held:
                 self._held[worker].pop(one, None)
         return at
+
+    def _costs(self, num_blocks: int, overlaps: list[int], candidates: Sequence[Candidate]) -> list[float]:
+        """See the head of this file."""
+        total = sum(candidate.num_running for candidate in candidates)
+        load = _LOAD_WEIGHT * num_blocks * len(candidates) / max(1, total)
+        return [
+            self._overlap_weight * (num_blocks - overlap)
+            + _UNREAD_WEIGHT * candidate.unread_blocks
+            + load * candidate.num_running
+            for candidate, overlap in zip(candidates, overlaps, strict=True)
+        ]
 
     def _sent(self, chosen: int, hashes: list[int], overlap: int) -> Prediction:
         """The worker will have these blocks."""
@@ -174,11 +191,17 @@ class Router:
         counts.update((worker, len(hashes)) for worker in alive)
         return [counts.get(candidate.id, 0) for candidate in candidates]
 
-    def _draw(self, costs: list[float]) -> int:
-        """The least cost; with a temperature, softmax over the normalised negative costs."""
+    def _draw(self, costs: list[float], candidates: Sequence[Candidate]) -> int:
+        """The least cost; with a temperature, softmax over the normalised negative costs.
+
+        Of equals the one that was sent the fewest blocks: new prefixes spread over all caches.
+        """
         low, high = min(costs), max(costs)
         if self._temperature <= 0 or low == high:
-            return self._rng.choice([at for at, cost in enumerate(costs) if cost == low])
+            equals = [at for at, cost in enumerate(costs) if cost == low]
+            held = [len(self._held.get(candidates[at].id, _NOBODY)) for at in equals]
+            fewest = min(held)
+            return self._rng.choice([at for at, num in zip(equals, held, strict=True) if num == fewest])
         weights = [math.exp(-(cost - low) / (high - low) / self._temperature) for cost in costs]
         return self._rng.choices(range(len(costs)), weights)[0]
 

@@ -232,7 +232,7 @@ async def test_closing_a_stream_frees_the_worker_and_the_books() -> None:
             while engine.num_open or cluster.streams[0].num_open:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         (worker,) = cluster.pool.workers
-        assert (worker.num_running, worker.active_blocks, worker.down, worker.streams) == (0, 0, None, set())
+        assert (worker.num_running, worker.unread_blocks, worker.down, worker.streams) == (0, 0, None, set())
     finally:
         await cluster.close()
 

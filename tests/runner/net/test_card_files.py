@@ -64,7 +64,7 @@ async def test_an_error_in_the_middle_is_an_error_not_an_end() -> None:
 
 class Worker:
     def __init__(self, number: int) -> None:
-        self.id, self.num_running, self.active_blocks = number, 0, 0
+        self.id, self.num_running, self.unread_blocks = number, 0, 0
 
 
 def test_modes() -> None:
@@ -83,7 +83,7 @@ def test_kv_goes_where_the_prefix_is_until_that_worker_has_too_much_to_do() -> N
     prefix = list(range(160))
     home = router.pick(workers, prefix)
     assert {router.pick(workers, [*prefix, *range(n, n + 20)]) for n in range(10)} == {home}
-    workers[home].active_blocks = 50
+    workers[home].unread_blocks = 50
     assert router.pick(workers, [*prefix, 1]) != home
     router.forget(workers[home].id)
     assert len(block_hashes(prefix, 16)) == 10

@@ -11,7 +11,7 @@ from runner.net.routing import Router
 class One:
     id: int
     num_running: int = 0
-    active_blocks: int = 0
+    unread_blocks: int = 0
 
 
 def _prompt(number: int) -> list[int]:
@@ -36,7 +36,7 @@ def test_what_was_used_before_a_lost_block_is_forgotten_and_what_came_later_is_n
         router.pick(workers, _prompt(number))
         overlaps[number] = router.last.overlap
     assert overlaps == {1: 0, 2: 4, 3: 0}  # 2 was sent last; 1 and 3 before the last time that 2 was there
-    assert worker.active_blocks == 0
+    assert worker.unread_blocks == 0
 
 
 def test_a_prompt_that_is_still_being_read_says_nothing_about_the_rest() -> None:
