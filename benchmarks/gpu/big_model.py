@@ -104,8 +104,8 @@ def _with_cublas(model: Decoder, engine: Engine, place: Place, context: int) -> 
     """The same where torch multiplies, in a graph of its own."""
     import dataclasses
 
+    from runner.engines.native.kernels.torch_ops import OPS as TORCH
     from runner.engines.native.kernels.triton_ops import OPS
-    from runner.engines.native.layers.torch_ops import OPS as TORCH
 
     def swap(ops: Ops) -> None:
         use_ops(model, ops)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from runner.engines.native.checkpoint import TensorSource
+from runner.engines.native.kernels.torch_quantized import pack_nibbles
 from runner.engines.native.layers.decoder import Decoder
 from runner.engines.native.layers.linear import Linear
 from runner.engines.native.layers.moe import Experts
 from runner.engines.native.layers.quantized_linear import QuantizedExperts, QuantizedLinear, QuantizedMatrix
-from runner.engines.native.layers.quantized_ops import pack_nibbles
 from runner.engines.native.loader import layer_of, read_fill
 from runner.engines.native.packed_formats import Codes, Layout, find_layout
 from runner.engines.native.quantize import GROUP_SIZES

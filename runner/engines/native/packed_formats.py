@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model_cards.errors import ModelFileError
 from runner.engines.native.checkpoint import TensorSource
-from runner.engines.native.layers.quantized_ops import unpack_nibbles
+from runner.engines.native.kernels.torch_quantized import unpack_nibbles
 from runner.errors import EngineStartFailed
 
 _ELSE = (

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.torch_quantized import pack_nibbles
 from runner.engines.native.layers.embedding import Embedding, Head
 from runner.engines.native.layers.linear import Linear
 from runner.engines.native.layers.moe import Experts
@@ -21,7 +22,6 @@ from runner.engines.native.layers.quantized_linear import (
     QuantizedLinear,
     QuantizedMatrix,
 )
-from runner.engines.native.layers.quantized_ops import pack_nibbles
 from runner.errors import EngineStartFailed
 
 Kind = Literal["int8", "int4"]

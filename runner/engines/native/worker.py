@@ -18,9 +18,9 @@ from torch import Tensor
 from model_cards.card import ModelCard
 from runner.engines.native import machine
 from runner.engines.native.burst import Burst
-from runner.engines.native.cpu_decoder import CpuDecoder, accelerate
 from runner.engines.native.graphs import DecodeGraphs
 from runner.engines.native.group import join_group
+from runner.engines.native.kernels.cpu_decoder import CpuDecoder, accelerate
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import KVCache, bytes_per_block
 from runner.engines.native.layers.ops import ops, use_ops

@@ -1,1 +1,1 @@
-"""Kernels: Triton for CUDA, C++ for CPU. Pure functions over tensors; tests compare each with a torch reference."""
+"""Kernels: torch (the reference, any device), C++ for CPU, Triton for CUDA. Tests compare each with the reference."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from runner.engines.native.kernels import cpu_library as c
+from runner.engines.native.kernels import torch_ops
 from runner.engines.native.kernels.cpu_library import Library, open_library
-from runner.engines.native.layers import torch_ops
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
 from runner.engines.native.layers.ops import HeadNorms, Ops, Rotation

@@ -10,7 +10,7 @@ from runner.engines.native.kernels.linear import int4_linear, int8_linear, linea
 from runner.engines.native.kernels.moe import moe
 from runner.engines.native.kernels.norm import add_rms_norm, rms_norm
 from runner.engines.native.kernels.rotary import rope_write, write_cache
-from runner.engines.native.layers.torch_ops import OPS as REFERENCE
+from runner.engines.native.kernels.torch_ops import OPS as REFERENCE
 
 OPS = replace(
     REFERENCE,

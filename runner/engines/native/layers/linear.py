@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from runner.engines.native.layers.torch_ops import OPS
+from runner.engines.native.kernels.torch_ops import OPS
 from runner.engines.native.parallel import Parallel, Span
 from runner.engines.native.weights import Fill
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.torch_ops import ACTIVATIONS, OPS
 from runner.engines.native.layers.linear import Linear, Part
-from runner.engines.native.layers.torch_ops import ACTIVATIONS, OPS
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.spec import DecoderSpec
 

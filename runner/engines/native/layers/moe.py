@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.torch_ops import OPS
 from runner.engines.native.layers.linear import Linear, parameter
 from runner.engines.native.layers.mlp import MLP
-from runner.engines.native.layers.torch_ops import OPS
 from runner.engines.native.parallel import Parallel, Span
 from runner.engines.native.spec import DecoderSpec
 from runner.engines.native.weights import Fill

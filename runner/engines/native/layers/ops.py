@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 BACKENDS = {
-    "torch": "runner.engines.native.layers.torch_ops:OPS",
+    "torch": "runner.engines.native.kernels.torch_ops:OPS",
     "triton": "runner.engines.native.kernels.triton_ops:OPS",
     "cpu": "runner.engines.native.kernels.cpu:OPS",
 }

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.torch_ops import OPS, by_expert, gate
+from runner.engines.native.kernels.torch_quantized import unpack_nibbles
 from runner.engines.native.layers.embedding import Embedding, Head
 from runner.engines.native.layers.linear import Linear
 from runner.engines.native.layers.moe import Experts
-from runner.engines.native.layers.quantized_ops import unpack_nibbles
-from runner.engines.native.layers.torch_ops import OPS, by_expert, gate
 
 
 def _constant(value: Tensor) -> nn.Parameter:

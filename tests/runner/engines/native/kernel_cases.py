@@ -23,9 +23,8 @@ from torch import Tensor
 if __name__ == "__main__" and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
-from runner.engines.native.kernels import activation, linear, moe, norm, rotary
+from runner.engines.native.kernels import activation, linear, moe, norm, rotary, torch_ops
 from runner.engines.native.kernels.attention import paged_attention
-from runner.engines.native.layers import torch_ops
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import KVCache, LayerCache
 from runner.engines.native.layers.ops import HeadNorms, Rotation

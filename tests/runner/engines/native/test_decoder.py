@@ -13,10 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from runner.engines.native.kernels.torch_attention import paged_attention, write_cache  # noqa: E402
 from runner.engines.native.layers.batch import Batch  # noqa: E402
 from runner.engines.native.layers.cache import KVCache, bytes_per_block  # noqa: E402
 from runner.engines.native.layers.ops import ops, use_ops  # noqa: E402
-from runner.engines.native.layers.paged_attention import paged_attention, write_cache  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from runner.errors import EngineStartFailed  # noqa: E402
 from tests.runner.engines.native.families import Runner, close, load_folder, make_plan, tokens, toy  # noqa: E402
@@ -83,7 +83,7 @@ def test_without_a_cache(folder: Path) -> None:
 def test_paged_attention_is_the_plain_formula(
     monkeypatch: pytest.MonkeyPatch, window: int | None, softcap: float | None, has_alibi: bool
 ) -> None:
-    monkeypatch.setattr("runner.engines.native.layers.paged_attention._MAX_QUERIES", 4)
+    monkeypatch.setattr("runner.engines.native.kernels.torch_attention._MAX_QUERIES", 4)
     generator = torch.Generator().manual_seed(0)
     layer = KVCache(1, 32, 4, 2, 8, torch.float32, "cpu").layers[0]
     runner = object.__new__(Runner)

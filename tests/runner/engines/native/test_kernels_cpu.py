@@ -12,10 +12,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from runner.engines.native.cpu_decoder import CpuDecoder, accelerate  # noqa: E402
-from runner.engines.native.kernels import cpu, cpu_build  # noqa: E402
+from runner.engines.native.kernels import cpu, cpu_build, torch_ops  # noqa: E402
 from runner.engines.native.kernels import cpu_library as c  # noqa: E402
-from runner.engines.native.layers import torch_ops  # noqa: E402
+from runner.engines.native.kernels.cpu_decoder import CpuDecoder, accelerate  # noqa: E402
 from runner.engines.native.layers.batch import Batch  # noqa: E402
 from runner.engines.native.layers.cache import KVCache, LayerCache  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402

@@ -15,9 +15,9 @@ transformers = pytest.importorskip("transformers")
 
 from model_cards.errors import ModelFileError  # noqa: E402
 from runner.engines.native.checkpoint import open_folder  # noqa: E402
-from runner.engines.native.cpu_decoder import CpuDecoder, is_eligible  # noqa: E402
 from runner.engines.native.kernels import cpu  # noqa: E402
-from runner.engines.native.layers.cache import dequantize_kv, quantize_kv  # noqa: E402
+from runner.engines.native.kernels.cpu_decoder import CpuDecoder, is_eligible  # noqa: E402
+from runner.engines.native.kernels.torch_quantized import dequantize_kv, pack_nibbles, quantize_kv, unpack_nibbles  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
 from runner.engines.native.layers.linear import Linear  # noqa: E402
 from runner.engines.native.layers.quantized_linear import (  # noqa: E402
@@ -25,7 +25,6 @@ from runner.engines.native.layers.quantized_linear import (  # noqa: E402
     QuantizedHead,
     QuantizedLinear,
 )
-from runner.engines.native.layers.quantized_ops import pack_nibbles, unpack_nibbles  # noqa: E402
 from runner.engines.native.loader import load  # noqa: E402
 from runner.engines.native.models import find_family  # noqa: E402
 from runner.engines.native.packed import Packer, open_packed  # noqa: E402

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runner.engines.native.kernels.torch_quantized import dequantize_kv, quantize_kv
 from runner.engines.native.layers.batch import Batch
-from runner.engines.native.layers.cache import LayerCache, dequantize_kv, quantize_kv
+from runner.engines.native.layers.cache import LayerCache
 
 _MAX_QUERIES = 512
 

@@ -1,4 +1,4 @@
-"""Products with quantised weights in plain torch: the reference for every kernel, exact in float32, on any device.
+"""Quantised weights and KV caches in plain torch: the reference for every kernel, exact in float32, on any device.
 
 Weights are turned into x's dtype some rows at a time, so that the pieces stay in a CPU's cache.
 """
@@ -55,3 +55,17 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
     """The inverse; both nibbles of a byte are spread at once over the bytes of a little-endian int16."""
     spread = packed.to(torch.int16)
     return torch.bitwise_or(spread, spread << 4).bitwise_and_(0x0F0F).view(torch.uint8)
+
+
+def quantize_kv(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [..., head_dim] -> the same in int8 or float8_e4m3fn, symmetric, and scales float32 [...]."""
+    largest = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    x = x.float()
+    scale = x.abs().amax(-1).clamp_min_(1e-12) / largest
+    scaled = (x / scale.unsqueeze(-1)).clamp_(-largest, largest)  # fp8 would turn what is larger into NaN
+    return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale
+
+
+def dequantize_kv(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse, in `dtype`."""
+    return (q.float() * scale.unsqueeze(-1)).to(dtype)
