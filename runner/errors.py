@@ -6,7 +6,8 @@
     │   ├── ContextOverflow     prompt + answer do not fit; carries the numbers
     │   ├── TemplateFailed      the chat template refused the messages, or broke on them
     │   ├── UnsupportedField    the engine cannot honour a field (honoured or refused)
-    │   └── UnknownModel        no such served model
+    │   ├── UnknownModel        no such served model
+    │   └── UnknownAdapter      no such LoRA adapter, by name or by path
     └── EngineError             the engine, not the request
         ├── EngineStartFailed   carries reason, last log lines and the likely fix
         ├── EngineDied          the child is gone; open streams raise this
@@ -55,6 +56,10 @@ class UnsupportedField(RequestError):
 
 class UnknownModel(RequestError):
     """No model of that name is served here."""
+
+
+class UnknownAdapter(RequestError):
+    """No LoRA adapter of that name is loaded, or none lies at that path."""
 
 
 class EngineError(LlmrunError):

@@ -66,6 +66,7 @@ FLAGS: tuple[Flag, ...] = (
         "--chat-template --chat-template-file", "Jinja template: a file or the text itself", MODEL, metavar="FILE|TEXT"
     ),
     _row("--lora", "LoRA adapter, PATH or NAME=PATH; repeatable", MODEL, "list", "PATH"),
+    _row("--allow-runtime-lora", "Let clients load adapters (any folder of this machine)", MODEL, "bool"),
     # engine
     _row(
         "--context-length -c --ctx-size --max-model-len",

@@ -39,6 +39,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_batched_tokens: int | None = None
     extra_engine_args: str | None = None
     lora: tuple[str, ...] = ()
+    allow_runtime_lora: bool = False
     start_timeout_s: float = 600.0
     no_restart: bool = False
     # dyn://

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -19,7 +19,7 @@ from model_cards.card import ModelCard
 from model_cards.detokenizer import Detokenizer
 from runner.capabilities import Capabilities, Reporter
 from runner.choice import Choice
-from runner.engines.base import Engine
+from runner.engines.base import AdapterEngine, Engine
 from runner.errors import EngineFailed, RequestError, UnsupportedField
 from runner.prompt import PromptBuilder
 from runner.sampling import MAX_SEED, clean_defaults, num_choices, resolve_sampling
@@ -96,7 +96,7 @@ class ChatPipeline:
             raise
         context_length = self.info.context_length or self.card.context_length
         self._prompts = PromptBuilder(self.card, self._tokenizer, template, context_length, self._load_override)
-        self._capabilities = Capabilities(self.info)
+        self._take(self.info)
         self._resolve_defaults()
         return self.info
 
@@ -239,6 +239,23 @@ class ChatPipeline:
         for ids in sequences:
             self._prompts.answer_tokens(len(ids), 0)
         return await self._engine.embed(EmbedRequest(id=request_id, inputs=sequences))
+
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> None:
+        """See AdapterService."""
+        self._take(await self._adapter_engine().load_adapter(name, path, replace=replace))
+
+    async def unload_adapter(self, name: str) -> None:
+        """See AdapterService."""
+        self._take(await self._adapter_engine().unload_adapter(name))
+
+    def _adapter_engine(self) -> AdapterEngine:
+        if "load_adapter" not in self._capabilities:
+            message = f"engine {self.info.name!r} loads no adapters while it runs; start it with --lora"
+            raise UnsupportedField(message, field="lora_name")
+        return cast(AdapterEngine, self._engine)
+
+    def _take(self, info: EngineInfo) -> None:
+        self.info, self._capabilities = info, Capabilities(info)
 
     def render(self, request: ChatRequest) -> str:
         """The prompt text of the request's messages. Raises RequestError."""

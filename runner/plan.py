@@ -80,6 +80,8 @@ def make_plan(settings: Settings, words: Words, tail: tuple[str, ...], *, termin
     follower = options.num_nodes > 1 and options.node_rank != 0
     frontend = choose_frontend(source, terminal=terminal, has_prompt=words.prompt is not None, follower=follower)
     _check_prompt(frontend, words.prompt)
+    if frontend.name != "http" and settings.sources.get("allow_runtime_lora", "").startswith("--"):
+        raise UsageError(f"--allow-runtime-lora opens routes of in=http; got in={frontend.name}; leave it out")
     named = name_chain(target) if target else None
     _check_tail(named, tail)
     check_network(
@@ -139,6 +141,7 @@ def engine_options(options: RunOptions, extra: dict[str, Any]) -> EngineOptions:
         max_batched_tokens=options.max_batched_tokens,
         seed=options.seed,
         adapters=options.lora,
+        allow_runtime_lora=options.allow_runtime_lora,
         start_timeout_s=options.start_timeout_s,
         max_restarts=0 if options.no_restart else 3,
         extra=extra,
@@ -299,6 +302,8 @@ def _check_together(options: RunOptions) -> None:
         raise UsageError(
             f"--node-rank: got {options.node_rank}; allowed: 0 to {options.num_nodes - 1} (--num-nodes - 1)"
         )
+    if options.allow_runtime_lora and options.http_workers > 1:
+        raise UsageError("--allow-runtime-lora needs one process that knows all adapters; leave --http-workers out")
     if options.num_nodes > 1 and not options.leader_addr:
         raise UsageError("--num-nodes above 1 needs --leader-addr HOST:PORT of node 0")
 

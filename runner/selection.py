@@ -118,7 +118,7 @@ def check_fit(choice: EngineChoice, card: ModelCard) -> None:
 def check_flags(choice: EngineChoice, settings: Settings) -> None:
     """Raises UsageError for a flag that the engine does not know: nothing that was asked for is dropped."""
     for key in ENGINE_FLAGS:
-        if settings.values.get(key) is not None and key not in choice.entry.flags:
+        if settings.values.get(key) not in (None, False) and key not in choice.entry.flags:
             knowing = ", ".join(
                 f"out={name}" for name, entry in ENGINES.items() if entry.factory and key in entry.flags
             )

@@ -45,3 +45,13 @@ class ChatService(Protocol):
 
     async def close(self) -> None:
         """Safe twice."""
+
+
+class AdapterService(Protocol):
+    """What a ChatService can do besides whose info has the capability `load_adapter`; its `info` changes with it."""
+
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> None:
+        """Load a LoRA adapter; requests may name it when this returns. Raises RequestError or EngineError."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that run with it end as they would have. Raises UnknownAdapter."""

@@ -6,6 +6,7 @@ Knows nothing of who sends them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -147,6 +148,10 @@ class EmbedResult(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
 
 
+ADAPTER = "adapter:"
+"""`adapter:NAME` in EngineInfo.capabilities: an adapter that requests may name."""
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine says of itself once it is ready."""
 
@@ -158,9 +163,14 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Requests that run at once; more are queued."""
     capabilities: tuple[str, ...] = ()
     """Honoured SamplingParams fields by name, and: `guided.json_schema` `guided.json_object` `guided.regex`
-    `guided.grammar` `guided.choice` `min_tokens` `embed` `adapter` `adapter:NAME`."""
+    `guided.grammar` `guided.choice` `min_tokens` `embed` `adapter` `adapter:NAME` `load_adapter`."""
     details: dict[str, Any] = {}
     """For people: device, threads, library, KV cache size ..."""
+
+    def with_adapters(self, names: Iterable[str]) -> EngineInfo:
+        """The same, with these adapters in place of those it named."""
+        others = [word for word in self.capabilities if not word.startswith(ADAPTER)]
+        return msgspec.structs.replace(self, capabilities=(*others, *(f"{ADAPTER}{name}" for name in names)))
 
 
 class TextLogprob(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ _MOST = (
     "max_batched_tokens",
     "engine_python",
 )
-ENGINE_FLAGS = (*_MOST, "data_parallel_size", "vllm_mode")
+ENGINE_FLAGS = (*_MOST, "data_parallel_size", "vllm_mode", "allow_runtime_lora")
 """Flags that are refused unless the engine's row names them."""
 
 _ROWS = (

@@ -53,6 +53,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     seed: int | None = None
     adapters: tuple[str, ...] = ()
     """LoRA files, `PATH` or `NAME=PATH`."""
+    allow_runtime_lora: bool = False
+    """Adapters may be loaded and unloaded while the engine runs (AdapterEngine)."""
     start_timeout_s: float = 600.0
     max_restarts: int = 3
     """Restarts of a dead child within ten minutes; 0 is --no-restart."""
@@ -95,6 +97,20 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Safe twice, and after a failed start."""
+
+
+class AdapterEngine(Protocol):
+    """What an Engine with the capability `load_adapter` can do besides. A name is free again as soon as it is unloaded;
+    requests that run with an adapter keep it until they end."""
+
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> EngineInfo:
+        """Load a LoRA adapter, requests may name it when this returns; with `replace` in place of the one of that name.
+
+        Returns what the engine can do now. Raises RequestError (UnknownAdapter where there is none at `path`).
+        """
+
+    async def unload_adapter(self, name: str) -> EngineInfo:
+        """Forget an adapter. Raises UnknownAdapter."""
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from runner.engines import frames
 from runner.engines.failures import to_exception
 from runner.engines.frames import ErrorReply, FrameReader, FrameTooLarge, Heartbeat, ProtocolError
 from runner.engines.merge import merge_tokens, push_text
-from runner.errors import EngineDied, EngineError, LlmrunError, RequestError
+from runner.errors import EngineDied, EngineError, LlmrunError, RequestError, UnsupportedField
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, TextDelta, TokenDelta, TokenRequest
 
 WAKE_S = 0.0003
@@ -248,6 +248,14 @@ class Link(asyncio.Protocol):
                     await waiter
         finally:
             self.leave(key, is_over)
+
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> list[str]:
+        """See AdapterEngine; returns the names of all adapters. Raises UnsupportedField where the child loads none."""
+        raise UnsupportedField("this engine loads adapters at its start only (--lora)", field="lora_name")
+
+    async def unload_adapter(self, name: str) -> list[str]:
+        """As load_adapter."""
+        raise UnsupportedField("this engine loads adapters at its start only (--lora)", field="lora_name")
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[TextDelta, None]:
         """One text stream (a child of the shape `text`); closing it cancels it in the child."""

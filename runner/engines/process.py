@@ -132,6 +132,21 @@ class ProcessEngine:
             raise UnsupportedField(f"the engine {self.name} makes no embeddings with this model", field="model")
         return await link.embed(request)
 
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> EngineInfo:
+        """See AdapterEngine. It is there after a restart too."""
+        link = await self._ready_link()
+        return self._now_with(await link.load_adapter(name, path, replace=replace))
+
+    async def unload_adapter(self, name: str) -> EngineInfo:
+        """See AdapterEngine."""
+        link = await self._ready_link()
+        return self._now_with(await link.unload_adapter(name))
+
+    def _now_with(self, adapters: list[str]) -> EngineInfo:
+        assert self.info is not None
+        self.info = self.info.with_adapters(adapters)
+        return self.info
+
     async def health(self) -> None:
         """See Engine: red from the instant the child is lost until it runs again."""
         if self._starting is not None:

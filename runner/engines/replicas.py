@@ -44,6 +44,9 @@ class Replicas:
             raise
         for engine in self.engines:
             engine.restart_eagerly = True  # requests go to the others meanwhile
+        return self._merged(infos)
+
+    def _merged(self, infos: Sequence[EngineInfo]) -> EngineInfo:
         details = {**infos[0].details, "replicas": len(infos)}
         max_running = sum(info.max_running for info in infos)
         return msgspec.structs.replace(infos[0], max_running=max_running, details=details)
@@ -55,6 +58,26 @@ class Replicas:
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """See Engine."""
         return await self._choose().embed(request)
+
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> EngineInfo:
+        """See AdapterEngine: all load it, or none keeps it."""
+        loading = (engine.load_adapter(name, path, replace=replace) for engine in self.engines)
+        results = await asyncio.gather(*loading, return_exceptions=True)
+        infos = [result for result in results if isinstance(result, EngineInfo)]
+        if len(infos) == len(results):
+            return self._merged(infos)
+        done = [engine for engine, result in zip(self.engines, results, strict=True) if isinstance(result, EngineInfo)]
+        await asyncio.gather(*(engine.unload_adapter(name) for engine in done), return_exceptions=True)
+        raise next(result for result in results if isinstance(result, BaseException))
+
+    async def unload_adapter(self, name: str) -> EngineInfo:
+        """See AdapterEngine: done when one had it (one that could not load it after a restart has not)."""
+        unloading = (engine.unload_adapter(name) for engine in self.engines)
+        results = await asyncio.gather(*unloading, return_exceptions=True)
+        infos = [result for result in results if isinstance(result, EngineInfo)]
+        if not infos:
+            raise next(result for result in results if isinstance(result, BaseException))
+        return self._merged(infos)
 
     async def health(self) -> None:
         """See Engine: red when none can serve."""

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,14 @@ from runner.engines.connectors import Connection, ProgressCallback
 from runner.engines.failed_start import failed_start
 from runner.engines.link import Link
 from runner.engines.supervisor import ChildProcess, Supervisor
+from runner.engines.vllm.adapters import Adapters
 from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.link import CoreLink
 from runner.engines.vllm.report import JOIN, Invitation, Opening, Report, check_version
 from runner.engines.vllm.sampling import CAPABILITIES
-from runner.engines.vllm.settings import Settings
+from runner.engines.vllm.settings import Adapter, Settings
 from runner.engines.vllm.sockets import CoreSockets, data_addresses
-from runner.errors import EngineFailed, EngineStartFailed
+from runner.errors import EngineFailed, EngineStartFailed, RequestError
 from runner.types import EngineInfo
 
 _POLL_S = 0.01
@@ -46,6 +48,7 @@ class CoreSpawner:
         self._settings = settings
         self._python = python
         self._worker = worker
+        self._adapters = Adapters(settings.adapters, settings.adapter_room)
         self._supervisor = Supervisor(spec.name)
         self._folder: Path | None = None
         self._num_starts = 0
@@ -150,14 +153,24 @@ class CoreSpawner:
         report = await self.report(start)
         check_version(str(ready.get("vllm_version") or report.version))
         opening = self._opening(report, ready)
-        link.open(opening, sockets)
-        for adapter in self._settings.adapters:
+        link.open(opening, sockets, self._adapters)
+        for adapter in self._adapters.all():
             say(f"loading adapter {adapter.name}")
-            await link.load_adapter(adapter)
+            await self._load_again(link, adapter)
         info = self._info(opening, ready, await link.call("get_supported_tasks"))
         if self._num_clients > 1:
             link.tell(msgspec.json.encode(self._invitation(opening, info)) + b"\n")
         return info
+
+    async def _load_again(self, link: CoreLink, adapter: Adapter) -> None:
+        """One that a client brought may be gone by the time of a restart; the others go on without it."""
+        try:
+            await link.add(adapter)
+        except RequestError as error:
+            if self._adapters.is_fixed(adapter):
+                raise EngineFailed(str(error)) from error
+            sys.stderr.write(f"llmrun: the adapter {adapter.name} is no longer offered: {error}\n")
+            self._adapters.drop(adapter.name)
 
     async def report(self, start: Start) -> Report:
         """What the worker said of the vLLM that it found. Raises EngineFailed."""
@@ -203,7 +216,7 @@ class CoreSpawner:
     def _info(self, opening: Opening, ready: dict[str, Any], tasks: Any) -> EngineInfo:
         report = opening.report
         capabilities: tuple[str, ...] = () if report.is_pooling else CAPABILITIES
-        capabilities += tuple(f"adapter:{adapter.name}" for adapter in self._settings.adapters)
+        capabilities += ("load_adapter",) if self._adapters.may_grow else ()
         capabilities += ("embed",) if "embed" in (tasks or ()) else ()
         details = {"platform": report.platform, **report.details}
         for name in ("dtype", "num_gpu_blocks", "block_size", "kv_cache_size_tokens", "world_size"):
@@ -216,7 +229,7 @@ class CoreSpawner:
             max_running=opening.max_running,
             capabilities=capabilities,
             details=details,
-        )
+        ).with_adapters(self._adapters.names())
 
     def _not_started(self, error: OSError) -> EngineStartFailed:
         hint = "`llmrun engines` lists what is installed; --engine-python names another Python"

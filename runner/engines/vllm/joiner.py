@@ -16,6 +16,7 @@ import zmq
 from runner.engines.connectors import Connection, ProgressCallback
 from runner.engines.link import Link
 from runner.engines.vllm import wire
+from runner.engines.vllm.adapters import Adapters
 from runner.engines.vllm.link import CoreLink
 from runner.engines.vllm.report import Invitation
 from runner.engines.vllm.sockets import CoreSockets
@@ -91,7 +92,7 @@ class CoreJoiner:
         except BaseException:
             sockets.close()
             raise
-        link.open(invitation.opening, sockets, invitation.client)
+        link.open(invitation.opening, sockets, Adapters(invitation.opening.adapters), invitation.client)
         return True
 
     def tidy(self) -> None:

@@ -22,6 +22,7 @@ from runner.engines import frames
 from runner.engines.frames import ErrorReply, Heartbeat
 from runner.engines.link import Link
 from runner.engines.vllm import wire
+from runner.engines.vllm.adapters import Adapters
 from runner.engines.vllm.limits import Limits, check, check_prompt
 from runner.engines.vllm.report import Opening
 from runner.engines.vllm.sampling import sampling_map
@@ -47,7 +48,11 @@ class CoreLink(Link):
         self._line = bytearray()
         self.sockets: CoreSockets | None = None
         self._wire: wire.Wire | None = None
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters = Adapters(())
+        self._using: dict[int, Adapter] = {}
+        """By the keys of streams."""
+        self._leaving: set[Adapter] = set()
+        """Unloaded, and still in use."""
         self._max_open: int | None = None
         self._max_running = 1
         self._limits: Limits | None = None
@@ -75,11 +80,11 @@ class CoreLink(Link):
 
     # life
 
-    def open(self, opening: Opening, sockets: CoreSockets, client: int = 0) -> None:
-        """EngineCore is ready: read its steps from now on."""
+    def open(self, opening: Opening, sockets: CoreSockets, adapters: Adapters, client: int = 0) -> None:
+        """EngineCore is ready: read its steps from now on. `adapters` are those that it has or will be given."""
         self.sockets = sockets
         self._wire = wire.Wire(opening.report, client)
-        self._adapters = {adapter.name: adapter for adapter in opening.adapters}
+        self._adapters = adapters
         self._max_running = opening.max_running
         self._max_open = opening.max_open
         self._limits = opening.limits
@@ -253,25 +258,23 @@ class CoreLink(Link):
             check(request, self._limits)
         fields: dict[str, Any] = {"sampling_params": sampling_map(request, is_guarded=self._limits is None)}
         if request.adapter is not None:
-            fields["lora_request"] = self._wire.lora(self._find_adapter(request.adapter))
+            adapter = self._using[key] = self._adapters.find(request.adapter)
+            fields["lora_request"] = self._wire.lora(adapter)
         try:
             body = self._wire.add(str(key), request.token_ids, **fields)
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestError(f"the request cannot be sent to vLLM: {error}") from error
         self._send(wire.ADD, body)
 
-    def _find_adapter(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            raise RequestError(
-                f"there is no adapter {name!r}; loaded are {', '.join(self._adapters) or 'none'}", field="adapter"
-            )
-        return self._adapters[name]
-
     def leave(self, key: int, is_over: bool) -> None:
         """See Link."""
         del self.streams[key]
         if not is_over and self.broken is None and self._wire is not None:
             self._send(wire.ABORT, self._wire.abort(str(key)))
+        adapter = self._using.pop(key, None)
+        if adapter is not None and adapter in self._leaving and adapter not in self._using.values():
+            self._leaving.discard(adapter)
+            self._forget(adapter)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """One of EngineCore's utility methods. Raises EngineFailed with its message."""
@@ -283,11 +286,51 @@ class CoreLink(Link):
         finally:
             del self.replies[key]
 
-    async def load_adapter(self, adapter: Adapter) -> None:
-        """Load a LoRA adapter; requests may name it from now on. Raises EngineFailed."""
+    async def load_adapter(self, name: str, path: str, *, replace: bool = False) -> list[str]:
+        """See Link. The one that it replaces stays with the requests that have it."""
+        if not self._adapters.may_grow:
+            return await super().load_adapter(name, path, replace=replace)
+        async with self._adapters.lock:
+            adapter = await self._adapters.admit(name, path, replace=replace, num_leaving=len(self._leaving))
+            await self.add(adapter)
+            old = self._adapters.put(adapter)
+            if old is not None:
+                self._retire(old)
+            return self._adapters.names()
+
+    async def unload_adapter(self, name: str) -> list[str]:
+        """See Link."""
+        if not self._adapters.may_grow:
+            return await super().unload_adapter(name)
+        async with self._adapters.lock:
+            adapter = self._adapters.find(name, "lora_name")
+            self._adapters.drop(name)
+            self._retire(adapter)
+            return self._adapters.names()
+
+    async def add(self, adapter: Adapter) -> None:
+        """Have EngineCore load it. Raises RequestError; nothing of it is left there then."""
         assert self._wire is not None
-        await self.call("add_lora", self._wire.lora(adapter))
-        self._adapters[adapter.name] = adapter
+        try:
+            await self.call("add_lora", self._wire.lora(adapter))
+        except EngineFailed as error:
+            self._forget(adapter)
+            raise RequestError(f"vLLM cannot load the adapter in {adapter.path}: {error}", field="lora_path") from error
+        except asyncio.CancelledError:
+            self._forget(adapter)
+            raise
+
+    def _retire(self, adapter: Adapter) -> None:
+        """Forget it, now or when the last request that has it ends."""
+        if adapter in self._using.values():
+            self._leaving.add(adapter)
+        else:
+            self._forget(adapter)
+
+    def _forget(self, adapter: Adapter) -> None:
+        """EngineCore does things in the order in which they are sent, so nobody waits for this."""
+        if self.broken is None:
+            self._send_utility(self.next_key(), "remove_lora", (adapter.id,))
 
     async def stats(self, timeout_s: float = 1.0) -> dict[str, float]:
         """See Link."""

@@ -26,6 +26,8 @@ _FLAGS = {
     "seed": "--seed",
 }
 """Our option -> vLLM's flag (0.17 to 0.33)."""
+_RUNTIME_ADAPTERS, _RUNTIME_RANK = 8, 16
+"""With --allow-runtime-lora: how many besides those of --lora, and the rank that they may have (vLLM's default)."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
 _MODEL_KEYS = ("model", "tokenizer_mode", "skip_tokenizer_init")
@@ -39,6 +41,15 @@ class Adapter(msgspec.Struct, frozen=True):
     id: int
 
 
+class AdapterRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """How many adapters there may be at once, and of which rank."""
+
+    most: int
+    max_rank: int
+    may_grow: bool
+    """Whether adapters may be loaded while the engine runs."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How the worker is started."""
 
@@ -46,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """vLLM's flags; the last of two equal ones wins."""
     env: dict[str, str]
     adapters: tuple[Adapter, ...] = ()
+    adapter_room: AdapterRoom | None = None
 
 
 def read_settings(spec: EngineSpec) -> Settings:
@@ -58,18 +70,36 @@ def read_settings(spec: EngineSpec) -> Settings:
         value = getattr(options, name)
         if value is not None and not (name == "tensor_parallel_size" and value == 1):
             arguments += [flag, str(value)]
-    if adapters:
-        rank = max(_rank(adapter) for adapter in adapters)
+    extra = {key.lstrip("-").replace("-", "_"): value for key, value in options.extra.items()}
+    room = _adapter_room(adapters, extra, may_grow=options.allow_runtime_lora)
+    if room is not None:
         # One slot stays empty: on the CPU (vllm/lora/ops/torch_ops, 0.32) requests without an adapter that run beside
         # one that has it get what is in the last slot.
-        arguments += ["--enable-lora", "--max-loras", str(len(adapters) + 1)]
-        arguments += ["--max-lora-rank", str(next((known for known in _LORA_RANKS if known >= rank), rank))]
-    extra = {key.lstrip("-").replace("-", "_"): value for key, value in options.extra.items()}
+        arguments += ["--enable-lora", "--max-loras", str(room.most + 1), "--max-lora-rank", str(room.max_rank)]
     is_one = options.tensor_parallel_size == 1 and not any(extra.get(key, 1) != 1 for key in _PARALLEL)
     if is_one:
         arguments += ["--distributed-executor-backend", "uni"]
     arguments += _extra_arguments(extra)
-    return Settings(arguments=tuple(arguments), env=_environment(options, is_one=is_one), adapters=adapters)
+    return Settings(
+        arguments=tuple(arguments), env=_environment(options, is_one=is_one), adapters=adapters, adapter_room=room
+    )
+
+
+def _adapter_room(adapters: tuple[Adapter, ...], extra: dict[str, Any], *, may_grow: bool) -> AdapterRoom | None:
+    """None without adapters. --extra-engine-args may say more; vLLM has it after our words."""
+    if not adapters and not may_grow:
+        return None
+    rank = max([_rank(adapter) for adapter in adapters] + [_RUNTIME_RANK] * may_grow)
+    rank = _count(extra, "max_lora_rank", next((known for known in _LORA_RANKS if known >= rank), rank))
+    slots = _count(extra, "max_loras", len(adapters) + may_grow * _RUNTIME_ADAPTERS + 1)
+    return AdapterRoom(most=slots - 1, max_rank=rank, may_grow=may_grow)
+
+
+def _count(extra: dict[str, Any], key: str, default: int) -> int:
+    value = extra.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"out=vllm: the engine argument {key!r}: got {value!r}; allowed is a whole number from 1")
+    return value
 
 
 def _model(spec: EngineSpec) -> str:

@@ -78,8 +78,9 @@ class Wire:
         return self._encoder.encode((self._client, call_id, method, arguments))
 
     def lora(self, adapter: Adapter) -> list[Any]:
-        """A LoRARequest."""
-        values = {"lora_name": adapter.name, "lora_int_id": adapter.id, "lora_path": adapter.path}
+        """A LoRARequest. vLLM tells adapters (and what it has cached of them) apart by name, so that one that takes the
+        name of another must have another one there."""
+        values = {"lora_name": f"{adapter.name}.{adapter.id}", "lora_int_id": adapter.id, "lora_path": adapter.path}
         return self._array("LoRARequest", values)
 
     def embed(self) -> list[Any]:

@@ -12,7 +12,7 @@ import secrets
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from runner.frontends.http import completions, embeddings, errors, health, models, openapi, tokens
+from runner.frontends.http import adapters, completions, embeddings, errors, health, models, openapi, tokens
 from runner.frontends.http.auth import PUBLIC_PATHS
 from runner.frontends.http.errors import ShuttingDown
 from runner.frontends.http.record import Record
@@ -33,6 +33,8 @@ POST_ROUTES = {
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
     "/apply-template": tokens.apply_template,
+    "/load_lora_adapter": adapters.load,
+    "/unload_lora_adapter": adapters.unload,
 }
 GET_ROUTES = {
     "/models": models.list_models,

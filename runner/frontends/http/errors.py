@@ -18,6 +18,7 @@ from runner.errors import (
     EngineStartFailed,
     RequestError,
     TemplateFailed,
+    UnknownAdapter,
     UnknownModel,
     UnsupportedField,
 )
@@ -32,6 +33,10 @@ SERVER = "server_error"
 
 class Unauthorized(RequestError):
     """No API key, or a wrong one."""
+
+
+class NotEnabled(RequestError):
+    """A route that the owner of this server has not opened."""
 
 
 class ShuttingDown(EngineError):
@@ -49,6 +54,8 @@ class Row(NamedTuple):
 TABLE: tuple[tuple[type[BaseException], Row], ...] = (
     (Unauthorized, Row(401, INVALID, "invalid_api_key")),
     (UnknownModel, Row(404, INVALID, "model_not_found")),
+    (UnknownAdapter, Row(404, INVALID, "adapter_not_found")),
+    (NotEnabled, Row(404, INVALID, "not_enabled")),
     (ContextOverflow, Row(400, INVALID, "context_length_exceeded")),
     (UnsupportedField, Row(400, INVALID, "unsupported_parameter")),
     (TemplateFailed, Row(400, INVALID, "chat_template_error")),

@@ -9,8 +9,7 @@ from aiohttp import web
 from runner.frontends.http.errors import json_response
 from runner.frontends.http.state import STATE, State
 from runner.services import ChatService
-
-_ADAPTER = "adapter:"
+from runner.types import ADAPTER
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -32,7 +31,7 @@ async def one_model(request: web.Request) -> web.Response:
 
 
 def _with_adapters(name: str, service: ChatService, state: State) -> list[dict[str, Any]]:
-    adapters = [word.removeprefix(_ADAPTER) for word in service.info.capabilities if word.startswith(_ADAPTER)]
+    adapters = [word.removeprefix(ADAPTER) for word in service.info.capabilities if word.startswith(ADAPTER)]
     return [_entry(name, service, state, None), *(_entry(one, service, state, name) for one in adapters)]
 
 

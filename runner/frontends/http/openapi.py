@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from runner.frontends.http.adapters import LOAD_FIELDS, LOAD_REQUIRED, UNLOAD_FIELDS, UNLOAD_REQUIRED
 from runner.frontends.http.errors import json_response
 from runner.frontends.http.state import STATE, State
 from runner.frontends.http.tokens import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
@@ -51,6 +52,8 @@ def _paths() -> dict[str, Any]:
     for prefix in ("/v1", ""):
         for path, (summary, body, answer, streams) in _POSTS.items():
             paths[prefix + path] = {"post": _post(summary, body, answer, streams=streams)}
+        for path, (summary, body) in _PLAIN_POSTS.items():
+            paths[prefix + path] = {"post": _plain_post(summary, body)}
         paths[f"{prefix}/models"] = {"get": _get("Models on offer", _ref("ModelList"))}
         paths[f"{prefix}/models/{{model}}"] = {
             "get": {
@@ -76,6 +79,21 @@ _POSTS: dict[str, tuple[str, str, str, bool]] = {
     "/detokenize": ("Text of token ids", "DetokenizeRequest", "DetokenizedText", False),
     "/apply-template": ("The prompt that a chat becomes", "ChatRequest", "Prompt", False),
 }
+
+
+_PLAIN_POSTS = {
+    "/load_lora_adapter": ("Load a LoRA adapter (--allow-runtime-lora)", "LoadAdapterRequest"),
+    "/unload_lora_adapter": ("Forget a LoRA adapter (--allow-runtime-lora)", "UnloadAdapterRequest"),
+}
+
+
+def _plain_post(summary: str, body: str) -> dict[str, Any]:
+    answer = {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, **_content(_ref(body))},
+        "responses": {"200": answer, "default": _ERROR},
+    }
 
 
 def _post(summary: str, body: str, answer: str, *, streams: bool) -> dict[str, Any]:
@@ -148,6 +166,8 @@ def _schemas() -> dict[str, Any]:
         "EmbeddingRequest": _body({**EMBEDDING_FIELDS, "user": IGNORED["user"]}, "input"),
         "TokenizeRequest": _body(TOKENIZE_FIELDS),
         "DetokenizeRequest": _body(DETOKENIZE_FIELDS, "tokens"),
+        "LoadAdapterRequest": _body(LOAD_FIELDS, *LOAD_REQUIRED),
+        "UnloadAdapterRequest": _body(UNLOAD_FIELDS, *UNLOAD_REQUIRED),
         "ChatCompletion": _object(**head, choices=_list(chat_choice), usage=_ref("Usage")),
         "Completion": _object(**head, choices=_list(text_choice), usage=_ref("Usage")),
         "EmbeddingList": _object(object=_TEXT, data=_list(embedding), model=_TEXT, usage={"type": "object"}),

@@ -32,6 +32,7 @@ class State:
             raise UsageError(f"--body-limit-mb must be at least 1, got {options.body_limit_mb}")
         self.catalog = catalog
         self.lenient = options.lenient
+        self.allows_adapters = options.allow_runtime_lora
         self.defaults = request_defaults(options)
         self.body_limit = options.body_limit_mb * 1024 * 1024
         self.keys = load_keys(options) if keys is None else keys

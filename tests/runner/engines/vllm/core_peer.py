@@ -1,6 +1,7 @@
 """A stand-in for the worker: the same command line and the same ZeroMQ protocol as EngineCore, without vllm.
 
-The next token is the last one plus one. `LLMRUN_PEER` (comma-separated) changes what it does: `old` (fields of 0.17),
+The next token is the last one plus one, or plus the `step` in the adapter_config.json of the request's adapter; one
+whose config says `fault` does not load. `LLMRUN_PEER` (comma-separated) changes what it does: `old` (fields of 0.17),
 `strange` (no sampling_params field), `exit` (dies while loading), `hang`, `garbage`, `dead` (ENGINE_CORE_DEAD at the
 first request), `pooling`, `ancient` (0.9.2).
 """
@@ -15,6 +16,7 @@ import struct
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -71,6 +73,7 @@ class Peer:
             self._poller.register(one, zmq.POLLIN)
         self._handshake.send(msgspec.msgpack.encode({"status": "READY"}))
         self._open: dict[str, dict[str, Any]] = {}
+        self._loras: dict[int, dict[str, Any]] = {}
 
     @staticmethod
     def _dealer(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
@@ -117,12 +120,24 @@ class Peer:
 
     def _utility(self, call_id: int, method: str, arguments: list[Any]) -> None:
         answers: dict[str, Any] = {
-            "llmrun_stats": {"num_running": len(self._open), "num_waiting": 0},
+            "llmrun_stats": {"num_running": len(self._open), "num_waiting": 0, "num_adapters": len(self._loras)},
             "get_supported_tasks": ["embed"] if "pooling" in MODES else ["generate"],
-            "add_lora": True,
         }
-        failure = None if method in answers else f"no method {method}"
-        self._send(utility_output=[call_id, failure, [None, answers.get(method)]])
+        failure = None
+        if method == "add_lora":
+            failure = self._add_lora(*arguments[0][:3])
+        elif method == "remove_lora":
+            self._loras.pop(arguments[0], None)
+        elif method not in answers:
+            failure = f"no method {method}"
+        self._send(utility_output=[call_id, failure, [None, answers.get(method, True)]])
+
+    def _add_lora(self, name: str, number: int, path: str) -> str | None:
+        config = json.loads((Path(path) / "adapter_config.json").read_text())
+        if any(one["name"] == name for one in self._loras.values()):
+            return f"two adapters are named {name}: vLLM would mix them up"
+        self._loras[number] = {**config, "name": name}
+        return config.get("fault")
 
     def _add(self, fields: dict[str, Any]) -> None:
         key, ids = fields["request_id"], fields["prompt_token_ids"]
@@ -145,14 +160,16 @@ class Peer:
             self._finish(key, finish_reason=3)
         else:
             self._open[key] = {"last": ids[-1], "made": 0, "num_prompt": len(ids), **fields["sampling_params"]}
-            self._open[key]["lora"] = fields.get("lora_request")
+            self._open[key]["lora"] = (fields.get("lora_request") or [None, 0])[1]
             self._open[key]["client"] = fields.get("client_index") or 0
 
     def _finish(self, key: str, **fields: Any) -> None:
         self._send(outputs=[self._output_of(request_id=key, new_token_ids=[], **fields)])
 
     def _step(self, key: str, one: dict[str, Any]) -> list[Any] | None:
-        token = one["last"] = (one["last"] + 1) % 1000
+        if one["lora"] and one["lora"] not in self._loras:
+            sys.exit("a request runs with an adapter that was taken away")
+        token = one["last"] = (one["last"] + self._loras.get(one["lora"], {}).get("step", 1)) % 1000
         one["made"] += 1
         fields: dict[str, Any] = {"request_id": key, "new_token_ids": [token]}
         stops = one.get("stop_token_ids", []) if one["made"] > one.get("min_tokens", 0) else []
