@@ -12,10 +12,10 @@ from benchmarks.gpu.engine import Engine
 from benchmarks.gpu.kernels import profile
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.shapes import llama
+from runner.engines.native.kernels.ops import Ops, use_ops
 from runner.engines.native.layers.attention import Attention
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.decoder import Decoder
-from runner.engines.native.layers.ops import Ops, use_ops
 from runner.engines.native.plan import StepPlan
 from runner.types import SamplingParams, TokenRequest
 from tests.runner.engines.native.random_models import random_decoder

@@ -21,9 +21,9 @@ from runner.engines.native.burst import Burst
 from runner.engines.native.graphs import DecodeGraphs
 from runner.engines.native.group import join_group
 from runner.engines.native.kernels.cpu_decoder import CpuDecoder, accelerate
+from runner.engines.native.kernels.ops import ops, use_ops
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import KVCache, bytes_per_block
-from runner.engines.native.layers.ops import ops, use_ops
 from runner.engines.native.model import build_model, read_config
 from runner.engines.native.plan import StepPlan
 from runner.engines.native.settings import BLOCK_SIZE, MAX_BATCHED_TOKENS, Settings

@@ -16,9 +16,9 @@ from torch import Tensor
 from runner.engines.native.kernels import cpu_library as c
 from runner.engines.native.kernels import torch_ops
 from runner.engines.native.kernels.cpu_library import Library, open_library
+from runner.engines.native.kernels.ops import HeadNorms, Ops, Rotation
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
-from runner.engines.native.layers.ops import HeadNorms, Ops, Rotation
 
 TYPES = {torch.float32: c.F32, torch.bfloat16: c.BF16, torch.float16: c.F16, torch.int8: c.I8,
          torch.float8_e4m3fn: c.FP8}  # fmt: skip

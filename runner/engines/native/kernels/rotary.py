@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runner.engines.native.kernels.ops import HeadNorms, Rotation
 from runner.engines.native.layers.cache import LayerCache
-from runner.engines.native.layers.ops import HeadNorms, Rotation
 
 _HEADS = 8
 """Heads a tile."""

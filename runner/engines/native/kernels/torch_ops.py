@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runner.engines.native.kernels.ops import HeadNorms, Ops, Rotation
 from runner.engines.native.kernels.torch_attention import paged_attention, write_cache
 from runner.engines.native.kernels.torch_quantized import int4_linear, int8_linear
 from runner.engines.native.layers.cache import LayerCache
-from runner.engines.native.layers.ops import HeadNorms, Ops, Rotation
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -1,4 +1,4 @@
-"""The Triton backend: the ops of layers/ops.py for CUDA."""
+"""The Triton backend: the table of ops.py for CUDA."""
 
 from __future__ import annotations
 

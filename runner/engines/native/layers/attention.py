@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.ops import HeadNorms, Rotation
 from runner.engines.native.kernels.torch_attention import Scores, plain_attention
 from runner.engines.native.kernels.torch_ops import OPS
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import LayerCache
-from runner.engines.native.layers.ops import HeadNorms, Rotation
 
 
 class Attention(nn.Module):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.ops import HeadNorms, Rotation
 from runner.engines.native.layers.attention import Attention
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.linear import Linear, Part
 from runner.engines.native.layers.mlp import MLP
 from runner.engines.native.layers.moe import MoE
 from runner.engines.native.layers.norm import Norm, RMSNorm, WideRMSNorm, make_norm
-from runner.engines.native.layers.ops import HeadNorms, Rotation
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.spec import DecoderSpec
 

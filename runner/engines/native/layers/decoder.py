@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from runner.engines.native.kernels.ops import Rotation
 from runner.engines.native.layers.attention import Attention
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.block import Layer
 from runner.engines.native.layers.embedding import Embedding, Head, PositionEmbedding
 from runner.engines.native.layers.norm import make_norm
-from runner.engines.native.layers.ops import Rotation
 from runner.engines.native.layers.rotary import RopeTable
 from runner.engines.native.parallel import Parallel
 from runner.engines.native.spec import DecoderSpec, RopeSpec

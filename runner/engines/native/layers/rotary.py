@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.engines.native.layers.ops import Rotation
+from runner.engines.native.kernels.ops import Rotation
 from runner.engines.native.spec import RopeSpec
 from runner.errors import EngineStartFailed
 

@@ -25,9 +25,9 @@ if __name__ == "__main__" and not torch.cuda.is_available():
 
 from runner.engines.native.kernels import activation, linear, moe, norm, rotary, torch_ops
 from runner.engines.native.kernels.attention import paged_attention
+from runner.engines.native.kernels.ops import HeadNorms, Rotation
 from runner.engines.native.layers.batch import Batch
 from runner.engines.native.layers.cache import KVCache, LayerCache
-from runner.engines.native.layers.ops import HeadNorms, Rotation
 from runner.engines.native.plan import StepPlan
 
 Pair = tuple[Tensor, Tensor]

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from runner.engines.native.kernels.ops import ops, use_ops
 from runner.engines.native.layers.cache import KVCache
 from runner.engines.native.layers.decoder import Decoder
-from runner.engines.native.layers.ops import ops, use_ops
 from runner.engines.native.models import find_family
 from runner.engines.native.parallel import Parallel
 

@@ -13,10 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from runner.engines.native.kernels.ops import ops, use_ops  # noqa: E402
 from runner.engines.native.kernels.torch_attention import paged_attention, write_cache  # noqa: E402
 from runner.engines.native.layers.batch import Batch  # noqa: E402
 from runner.engines.native.layers.cache import KVCache, bytes_per_block  # noqa: E402
-from runner.engines.native.layers.ops import ops, use_ops  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from runner.errors import EngineStartFailed  # noqa: E402
 from tests.runner.engines.native.families import Runner, close, load_folder, make_plan, tokens, toy  # noqa: E402

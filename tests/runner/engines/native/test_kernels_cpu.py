@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 from runner.engines.native.kernels import cpu, cpu_build, torch_ops  # noqa: E402
 from runner.engines.native.kernels import cpu_library as c  # noqa: E402
 from runner.engines.native.kernels.cpu_decoder import CpuDecoder, accelerate  # noqa: E402
+from runner.engines.native.kernels.ops import HeadNorms, Rotation  # noqa: E402
 from runner.engines.native.layers.batch import Batch  # noqa: E402
 from runner.engines.native.layers.cache import KVCache, LayerCache  # noqa: E402
 from runner.engines.native.layers.decoder import Decoder  # noqa: E402
-from runner.engines.native.layers.ops import HeadNorms, Rotation  # noqa: E402
 from runner.engines.native.parallel import Parallel  # noqa: E402
 from runner.engines.native.plan import StepPlan  # noqa: E402
 from runner.engines.native.spec import DecoderSpec, RopeSpec  # noqa: E402
