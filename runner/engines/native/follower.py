@@ -12,7 +12,8 @@ import torch
 
 from runner.engines.base import EngineSpec, StepOutput
 from runner.engines.native.member import Member
-from runner.engines.native.ranks import LocalRank, RankLayout, rank_token, spawn_local, split_address
+from runner.engines.native.ranks import LocalRank, RankLayout, rank_token, spawn_local
+from runner.engines.nodes import split_address
 from runner.errors import EngineFailed, EngineStartFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenRequest
 

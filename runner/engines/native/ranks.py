@@ -21,6 +21,7 @@ import msgspec
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.hints import describe_exit
 from runner.engines.native.channel import LOST, Channel
+from runner.engines.nodes import split_address
 from runner.errors import EngineStartFailed
 
 TOKEN_VARIABLE = "LLMRUN_RANK_TOKEN"
@@ -190,11 +191,3 @@ class Ranks:
             channel.close()
         for local in self._local:
             local.stop()
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """HOST:PORT. Raises EngineStartFailed."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise EngineStartFailed(f"--leader-addr: got {text!r}; HOST:PORT is wanted")
-    return host.strip("[]"), int(port)
