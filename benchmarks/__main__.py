@@ -27,6 +27,7 @@ MEASUREMENTS: dict[str, str] = {
     "startup": "--help, and a first answer from cold start",
     "memory": "the launcher's memory while it serves HTTP",
     "native_scheduler": "out=native: schedule and commit, per sequence and step, 256 running",
+    "native_size": "out=native: lines without kernels",
     "dist_cost": "dyn://: CPU of ingress and worker per streamed token",
     "dist_worker": "dyn://: CPU of a worker, ours and Dynamo's, per streamed token",
     "dist_latency": "dyn://: latency added to a local engine",
