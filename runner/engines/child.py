@@ -27,6 +27,7 @@ import msgspec
 from runner.engines import frames, guard
 from runner.engines.async_host import AsyncHost
 from runner.engines.base import StepOutput
+from runner.engines.block_log import BlockEvent
 from runner.engines.failures import output_to_reply, to_reply
 from runner.engines.frames import ErrorReply, Failed, Heartbeat, Progress, ProtocolError, Start
 from runner.engines.hosts import Host, StepHost
@@ -143,6 +144,10 @@ class Server:
         """See hosts.Sink."""
         self._soon(self._send_embedded, request_id, result)
 
+    def blocks(self, events: list[BlockEvent]) -> None:
+        """See hosts.Sink."""
+        self._soon(self._send_blocks, events)
+
     def error_all(self, error: BaseException) -> None:
         """See hosts.Sink."""
 
@@ -221,6 +226,9 @@ class Server:
         elif kind == frames.START and peer.is_owner and self._start is None:
             self._start = payload
             self._started.set()
+        elif kind == frames.WATCH_BLOCKS and peer.is_owner:
+            if isinstance(self._host, StepHost):
+                self._host.watch_blocks()
         elif kind == frames.CLOSE and peer.is_owner and self._host is not None:
             self._host.close()
         else:
@@ -316,6 +324,11 @@ class Server:
                     self._end(request_id)
         for peer, batch in batches.items():
             peer.send_texts(batch)
+
+    def _send_blocks(self, events: list[BlockEvent]) -> None:
+        for peer in self._peers:
+            if peer.is_owner:
+                peer.send(frames.BLOCKS, events)
 
     def _send_error(self, request_id: str, make_reply: Callable[[int], ErrorReply]) -> None:
         route = self._end(request_id)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import runner
 from runner.engines import frames
 from runner.engines.base import EngineSpec
+from runner.engines.block_log import BlockEvent
 from runner.engines.failed_start import failed_start
 from runner.engines.frames import Failed, Shape, Start
 from runner.engines.hints import likely_fix
@@ -28,6 +29,7 @@ from runner.errors import EngineDied, EngineFailed, EngineStartFailed
 from runner.types import EngineInfo
 
 ProgressCallback = Callable[[str, float | None], None]
+BlocksCallback = Callable[[list[BlockEvent]], None]
 _RETRY_S = 0.05
 _REAP_S = 2.0
 _SOCKET_PATH_LIMIT = 100
@@ -67,9 +69,13 @@ class _Waiter:
         self.link = Link(self._on_message, self._lost)
         self._on_lost = on_lost
         self._on_progress = on_progress
+        self.on_blocks: BlocksCallback | None = None
 
     def _on_message(self, kind: int, payload: Any) -> None:
-        if kind == frames.PROGRESS:
+        if kind == frames.BLOCKS:
+            if self.on_blocks is not None:
+                self.on_blocks(payload)
+        elif kind == frames.PROGRESS:
             self.phase = payload.phase
             if self._on_progress is not None:
                 self._on_progress(payload.phase, payload.share)
@@ -95,6 +101,8 @@ class Spawner:
         self._env = dict(env or {})
         self._supervisor = Supervisor(spec.name)
         self._folder: Path | None = None
+        self._waiter: _Waiter | None = None
+        self._on_blocks: BlocksCallback | None = None
 
     @property
     def socket_path(self) -> str | None:
@@ -103,7 +111,7 @@ class Spawner:
 
     async def connect(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> Connection:
         """See Connector."""
-        waiter = _Waiter(on_lost, on_progress)
+        waiter = self._waiter = _Waiter(on_lost, on_progress)
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -123,6 +131,18 @@ class Spawner:
             self.tidy()  # the next start makes the same folder again
             raise
 
+    def watch_blocks(self, on_blocks: BlocksCallback) -> None:
+        """Have it called with what happens to the prefix cache, of this child and those after it: each begins with a
+        `cleared`. An engine that does not know its blocks says nothing."""
+        self._on_blocks = on_blocks
+        if self._waiter is not None and self._waiter.outcome.done():
+            self._watch_blocks(self._waiter)
+
+    def _watch_blocks(self, waiter: _Waiter) -> None:
+        if self._on_blocks is not None:
+            waiter.on_blocks = self._on_blocks
+            waiter.link.send(frames.WATCH_BLOCKS, None)
+
     async def _ready(self, waiter: _Waiter, process: ChildProcess) -> Connection:
         timeout_s = self._spec.options.start_timeout_s
         try:
@@ -134,6 +154,7 @@ class Spawner:
                 "give it more time with --start-timeout-s, or read its log",
             )
         if isinstance(outcome, EngineInfo):
+            self._watch_blocks(waiter)
             return Connection(waiter.link, outcome, process)
         code = await process.wait(1.0) if not outcome.reason else None
         raise failed_start(process, reason=outcome.reason, hint=outcome.hint, code=code)

@@ -5,9 +5,10 @@ sockets and no engines. Both ends are always the same release, so there is no ve
 with msgspec alone, because a child may live in its engine's own environment.
 
     parent -> child   START spec   GENERATE [key, TokenRequest]   CHAT [key, ChatRequest]   EMBED [key, EmbedRequest]
-                      CANCEL key   STATS key   CLOSE
+                      CANCEL key   STATS key   CLOSE   WATCH_BLOCKS
     child -> parent   PROGRESS     READY EngineInfo   FAILED   EMBEDDED   ERROR
                       STATS_REPLY  HEARTBEAT   DELTAS [[key, TokenDelta]...]   TEXTS [[key, TextDelta]...]
+                      BLOCKS [BlockEvent...]
 
 `key` is a number that the parent chose; it is unique on its connection only.
 """
@@ -20,10 +21,11 @@ from typing import Any, Literal
 import msgspec
 
 from runner.engines.base import EngineSpec
+from runner.engines.block_log import BlockEvent
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, EngineInfo, TextDelta, TokenDelta, TokenRequest
 
-START, GENERATE, CHAT, EMBED, CANCEL, STATS, CLOSE = range(1, 8)
-PROGRESS, READY, FAILED, DELTAS, TEXTS, EMBEDDED, ERROR, STATS_REPLY, HEARTBEAT = range(16, 25)
+START, GENERATE, CHAT, EMBED, CANCEL, STATS, CLOSE, WATCH_BLOCKS = range(1, 9)
+PROGRESS, READY, FAILED, DELTAS, TEXTS, EMBEDDED, ERROR, STATS_REPLY, HEARTBEAT, BLOCKS = range(16, 26)
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 """Larger frames are refused by the sender and taken for corruption by the receiver."""
@@ -94,6 +96,7 @@ _PAYLOADS: dict[int, Any] = {
     CANCEL: int,
     STATS: int,
     CLOSE: None,
+    WATCH_BLOCKS: None,
     PROGRESS: Progress,
     READY: EngineInfo,
     FAILED: Failed,
@@ -103,6 +106,7 @@ _PAYLOADS: dict[int, Any] = {
     ERROR: ErrorReply,
     STATS_REPLY: tuple[int, dict[str, float]],
     HEARTBEAT: Heartbeat,
+    BLOCKS: list[BlockEvent],
 }
 _DECODERS = {kind: msgspec.msgpack.Decoder(payload) for kind, payload in _PAYLOADS.items()}
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
 from runner.engines.base import StepEngine, StepOutput
+from runner.engines.block_log import BlockEvent, BlockLog
 from runner.engines.failures import describe
 from runner.engines.frames import Failed, Start
 from runner.errors import EngineFailed, EngineStartFailed, LlmrunError
@@ -46,6 +47,9 @@ class Sink(Protocol):
 
     def embedded(self, request_id: str, result: EmbedResult) -> None:
         """The answer to an embed request."""
+
+    def blocks(self, events: list[BlockEvent]) -> None:
+        """What has happened to the engine's prefix cache."""
 
     def error_all(self, error: BaseException) -> None:
         """The end of every open request and of this process."""
@@ -122,6 +126,8 @@ class StepHost:
         self._num_steps = 0
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
+        self._block_log: BlockLog | None = None
+        """Of an engine that has one, once somebody wants to know."""
 
     def run(self) -> int:
         """See Host."""
@@ -158,6 +164,13 @@ class StepHost:
                 self._open.discard(output.id)
         if outputs:
             self._sink.outputs(outputs)
+        if self._block_log is not None:
+            self._tell_blocks(self._block_log)
+
+    def _tell_blocks(self, log: BlockLog) -> None:
+        events = log.take()
+        if events:
+            self._sink.blocks(events)
 
     def _run_commands(self, engine: StepEngine) -> bool:
         """Run all that wait; block for one when there is nothing else to do. False when it is time to close."""
@@ -236,6 +249,18 @@ class StepHost:
         def run(engine: StepEngine) -> None:
             self._refresh_stats(engine, force=True)
             reply(self._stats)
+
+        self._commands.put(run)
+
+    def watch_blocks(self) -> None:
+        """Tell from now on what happens to the prefix cache, where the engine has an attribute `block_log`."""
+
+        def run(engine: StepEngine) -> None:
+            log: BlockLog | None = getattr(engine, "block_log", None)
+            if log is not None:
+                log.start()
+                self._block_log = log
+                self._tell_blocks(log)
 
         self._commands.put(run)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from runner.engines.block_log import BlockLog
+
 
 def block_hashes(token_ids: list[int], block_size: int) -> list[int]:
     """One hash for each full block; each covers all tokens up to its end."""
@@ -18,11 +20,18 @@ def block_hashes(token_ids: list[int], block_size: int) -> list[int]:
     return hashes
 
 
+def key_bytes(key: int) -> bytes:
+    """A hash as the block log names it."""
+    return key.to_bytes(8, "little", signed=True)
+
+
 class BlockPool:
     """`num_blocks` blocks. Invariant: used + idle cached + never filled = num_blocks."""
 
     def __init__(self, num_blocks: int, *, enable_prefix_caching: bool) -> None:
         self.num_blocks = num_blocks
+        self.log = BlockLog()
+        """Hears here what is evicted; what is stored the engine tells, who knows the tokens."""
         self._has_cache = enable_prefix_caching
         self._num_plain = 0
         self._users: dict[int, int] = {}
@@ -82,7 +91,8 @@ class BlockPool:
 
     def _evict(self) -> None:
         while len(self._idle) > self.num_free:
-            self._idle.popitem(last=False)
+            key, _ = self._idle.popitem(last=False)
+            self.log.removed(key_bytes(key))
 
 
 class BlockTable:

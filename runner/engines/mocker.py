@@ -17,7 +17,8 @@ import msgspec
 from model_cards.card import ModelCard
 from runner import __version__
 from runner.engines.base import EngineSpec, StepOutput
-from runner.engines.mock_blocks import BlockPool, BlockTable, block_hashes
+from runner.engines.block_log import BlockLog
+from runner.engines.mock_blocks import BlockPool, BlockTable, block_hashes, key_bytes
 from runner.engines.process import ProcessEngine
 from runner.errors import ContextOverflow, EngineStartFailed, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
@@ -150,6 +151,11 @@ class MockEngine:
         )
 
     @property
+    def block_log(self) -> BlockLog:
+        """See StepHost."""
+        return self._pool.log
+
+    @property
     def _watermark_blocks(self) -> int:
         return int(self._options.watermark * self._pool.num_blocks)
 
@@ -253,13 +259,23 @@ class MockEngine:
                 break
             self._waiting.popleft()
             self._running.append(sequence)
+            num_known = self._pool.num_cached(sequence.hashes)
             sequence.table = self._pool.take(sequence.hashes, num_blocks)
+            self._log_stored(sequence, num_known)
             sequence.num_cached, sequence.num_computed = cached, cached + part
             budget -= part
             num_prefill += part
             if part == missing:
                 made.append(sequence)
         return num_prefill
+
+    def _log_stored(self, sequence: _Sequence, num_known: int) -> None:
+        """The full blocks of its prompt, but those that were there."""
+        if self.block_log.is_on and self._options.enable_prefix_caching:
+            size, hashes = self._options.block_size, sequence.hashes
+            parent = key_bytes(hashes[num_known - 1]) if num_known else b""
+            token_ids = sequence.request.token_ids[num_known * size : len(hashes) * size]
+            self.block_log.stored([key_bytes(one) for one in hashes[num_known:]], parent, token_ids)
 
     def _take_time(self, num_decode: int, num_prefill: int) -> None:
         options = self._options

@@ -14,7 +14,7 @@ from typing import Any
 
 from runner.engines import frames
 from runner.engines.base import EngineSpec
-from runner.engines.connectors import Connection, Connector, Joiner, ProgressCallback, Spawner
+from runner.engines.connectors import BlocksCallback, Connection, Connector, Joiner, ProgressCallback, Spawner
 from runner.engines.frames import Shape
 from runner.engines.link import Link
 from runner.engines.supervisor import ChildProcess, RestartBudget
@@ -124,6 +124,11 @@ class ProcessEngine:
         async with contextlib.aclosing(link.chat(request)) as stream:
             async for delta in stream:
                 yield delta
+
+    def watch_blocks(self, on_blocks: BlocksCallback) -> None:
+        """See Spawner.watch_blocks; where the child is another's, or no child of ours, nothing is heard."""
+        if isinstance(self._connector, Spawner):
+            self._connector.watch_blocks(on_blocks)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """See Engine."""

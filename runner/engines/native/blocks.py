@@ -17,6 +17,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
 
+from runner.engines.block_log import BlockLog
+
 _HASH_BYTES = 16
 """128 bits: nobody finds two prefixes with the same hash, by chance or by intent."""
 
@@ -45,6 +47,8 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.log = BlockLog()
+        """Hears here what is evicted; what is stored the scheduler tells, who knows the tokens."""
         self._refs = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -125,6 +129,7 @@ class BlockPool:
         assert prefix_hash is not None
         del self._block_of[prefix_hash]
         self._hash_of[block] = None
+        self.log.removed(prefix_hash)
 
     def hash_of(self, block: int) -> bytes | None:
         """Of the tokens up to its end, once they are all computed."""

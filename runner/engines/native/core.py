@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from runner.engines.base import StepOutput
+from runner.engines.block_log import BlockLog
 from runner.engines.native.blocks import root_hash
 from runner.engines.native.burst import Burst, make_burst
 from runner.engines.native.scheduler import CoreConfig, Scheduled, Scheduler
@@ -88,6 +89,11 @@ class Core:
         """Forget a request and free its blocks at once; unknown ids are fine."""
         for group in list(self._open.get(request_id, ())):
             self._close(group)
+
+    @property
+    def block_log(self) -> BlockLog:
+        """What happens to the prefix cache."""
+        return self._scheduler.pool.log
 
     def has_work(self) -> bool:
         """Whether `schedule` would return a step."""

@@ -17,6 +17,7 @@ import torch
 from runner import __version__
 from runner.engines.admission import HONOURED, check_request
 from runner.engines.base import EngineSpec, StepOutput
+from runner.engines.block_log import BlockLog
 from runner.engines.card_guide import CardGuide
 from runner.engines.failures import describe
 from runner.engines.guidance import CAPABILITIES as GUIDED
@@ -80,6 +81,11 @@ class NativeEngine:
             capabilities=_CAPABILITIES,
             details=worker.describe(),
         )
+
+    @property
+    def block_log(self) -> BlockLog:
+        """See StepHost."""
+        return self._core.block_log
 
     def add(self, request: TokenRequest) -> None:
         """Queue a request. Raises RequestError for one that can never run, EngineBusy when the queue is full."""

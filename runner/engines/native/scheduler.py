@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from runner.engines.native.blocks import BlockPool, extend_hashes
+from runner.engines.native.blocks import BlockPool, extend_hashes, root_hash
 from runner.engines.native.plan import StepPlan
 from runner.engines.native.sequence import Group, Sequence
 from runner.engines.native.tables import BlockTables, Chunk
+
+_PLAIN = root_hash(b"")
+"""The salt of prefixes that all share who use no adapter: only these are told to the log."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,15 @@ class Scheduler:
             block = self.pool.register(mine, sequence.hashes[index])
             if block != mine:
                 self._tables.replace(sequence, index, block)
+        if self.pool.log.is_on and sequence.group.salt == _PLAIN:
+            self._log_stored(sequence, sequence.num_registered, num_full)
         sequence.num_registered = num_full
+
+    def _log_stored(self, sequence: Sequence, first: int, end: int) -> None:
+        """Once more where another sequence had stored them: that does no harm."""
+        size, hashes = self._block_size, sequence.hashes
+        parent = hashes[first - 1] if first else b""
+        self.pool.log.stored(hashes[first:end], parent, sequence.token_ids[first * size : end * size])
 
     def branch(self, group: Group, parents: list[int]) -> None:
         """Beams part: sequence i of the group becomes a continuation of the present sequence `parents[i]`.

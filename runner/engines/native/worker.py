@@ -224,6 +224,7 @@ class Worker:
             "dtype": str(self.dtype).removeprefix("torch."),
             "memory": f"weights {weights / 2**20:,.0f} MiB, KV cache {cache / 2**20:,.0f} MiB",
             "kv_cache": f"{self.num_blocks * self.block_size:,} tokens, {str(self.kv_dtype).removeprefix('torch.')}",
+            "block_size": self.block_size,
             **({"ranks": self._config.size} if self._config.size > 1 else {}),
             **({"quantize": self.settings.quantize} if self.settings.quantize else {}),
         }
