@@ -200,7 +200,11 @@ def _has_engine_module() -> bool:
 
 
 def _made(kind: Any, fields: dict[str, Any]) -> Any:
-    """A config of TensorRT-LLM. Raises EngineStartFailed for a field that this release does not know."""
+    """A config of TensorRT-LLM. Raises EngineStartFailed for a field that this release does not know (1.0 drops it)."""
+    known = getattr(kind, "model_fields", None) or inspect.signature(kind).parameters
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise EngineStartFailed(f"this TensorRT-LLM's {kind.__name__} has no {', '.join(unknown)}; leave it out")
     try:
         return kind(**fields)
     except (TypeError, ValueError) as problem:

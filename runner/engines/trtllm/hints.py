@@ -1,7 +1,7 @@
 """What the log of a failed TensorRT-LLM says, and the next step (rows as in hint_rows.py).
 
-Sources: NVIDIA/TensorRT-LLM #330 #1247 #1838 #2332 #3031 #6102, triton-inference-server/tensorrtllm_backend #222 #235
-#320 #375 #531.
+Sources: NVIDIA/TensorRT-LLM #330 #753 #1247 #1796 #1838 #1992 #2021 #2058 #2332 #3031 #6102 and its
+llmapi/llm_args.py, triton-inference-server/tensorrtllm_backend #222 #235 #320 #375 #531.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ ROWS: tuple[Row, ...] = (
         "1.2.1, or give the Hugging Face folder",
     ),
     (
-        r"world_size.*(?:mpi|rank)|mapping\.world_size|MPI world size",
-        "the engine has another number of ranks than were started; leave --tensor-parallel-size out",
+        r"tp_size \d+ is not consistent with the (?:engine|checkpoint)'s|mpiSize == tp \* pp|MPI size \d+ != TP size|"
+        r"Engine world size \(.*\) != Runtime world size|MPI world ?[sS]ize is expected|mapping\.world_size",
+        "the engine was built for another number of ranks than were started; leave --tensor-parallel-size out",
     ),
     (
         r"libnvinfer\.so[.\d]*: cannot open|libpython3[.\d]*\.so[.\d]*: cannot open|libmpi\.so[.\d]*: cannot open",

@@ -121,3 +121,7 @@ def _refuse(spec: EngineSpec) -> None:
         )
     if options.dtype not in (None, "auto") or options.kv_cache_block_size:
         raise UsageError("out=trtllm: dtype and block size of a compiled engine were chosen when it was built")
+    if options.kv_cache_dtype not in (None, "auto"):
+        raise UsageError(
+            "out=trtllm: --kv-cache-dtype is for folders; the cache of a compiled engine is as it was built"
+        )

@@ -23,6 +23,15 @@ LOGS = {
     "KeyError: 'builder_config'": "another TensorRT-LLM",
     "The engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 8.0, please "
     "rebuild.": "capability 8.6 and this one has 8.0",
+    "[TensorRT-LLM][ERROR] Tensor names in engine are not the same as expected, to use this GptSession": "another "
+    "TensorRT-LLM",
+    "AssertionError: Engine world size (2 * 1) != Runtime world size (1)": "another number of ranks",
+    "RuntimeError: [TensorRT-LLM][ERROR] Assertion failed: mpiSize == tp * pp (cpp/tensorrt_llm/runtime/"
+    "worldConfig.cpp:99)": "another number of ranks",
+    "RuntimeError: [TensorRT-LLM][ERROR] Assertion failed: MPI size 1 != TP size 2 * PP size 1": "number of ranks",
+    "[TensorRT-LLM][ERROR] Assertion failed: With communicationMode kLEADER, MPI worldSize is expected to be equal to "
+    "tp*pp when participantIds are not specified": "another number of ranks",
+    "ValueError: tp_size 4 is not consistent with the engine's tp_size 2": "leave --tensor-parallel-size out",
     "ValueError: Please use 'from tensorrt_llm._tensorrt_engine import LLM' instead": "install trtllm --version 1.2.1",
     "ImportError: libnvinfer.so.10: cannot open shared object file": "TensorRT, OpenMPI",
 }
@@ -56,6 +65,7 @@ def test_a_folder_takes_flags() -> None:
         {"context_length": 4096},
         {"max_running": 64},
         {"dtype": "bfloat16"},
+        {"kv_cache_dtype": "fp8"},
         {"adapters": ("a",)},
         {"num_nodes": 2},
         {"threads": 2},

@@ -155,9 +155,21 @@ async def test_a_death_ends_every_stream_and_leaves_no_rank_behind(tmp_path: Pat
         await engine.close()
 
 
-async def test_an_argument_that_it_does_not_know_is_a_failed_start(tmp_path: Path, python: str) -> None:
-    engine = make(make_engine_folder(tmp_path / "engine"), python, extra={"no_such_thing": 1})
-    with pytest.raises(EngineStartFailed, match="no_such_thing"):
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"no_such_thing": 1}, "no_such_thing"),
+        ({"stream_interval": 2}, "stream_interval"),  # PyTorch's only
+        ({"kv_cache_config": {"no_such_thing": 1}}, "KvCacheConfig has no no_such_thing"),
+        ({"kv_cache_config": {"dtype": "fp8"}}, "KvCacheConfig.dtype is not supported by the TensorRT backend"),
+    ],
+    ids=str,
+)
+async def test_an_argument_that_it_does_not_know_is_a_failed_start(
+    extra: dict[str, Any], words: str, tmp_path: Path, python: str
+) -> None:
+    engine = make(make_engine_folder(tmp_path / "engine"), python, extra=extra)
+    with pytest.raises(EngineStartFailed, match=words):
         await engine.start()
     await engine.close()
 

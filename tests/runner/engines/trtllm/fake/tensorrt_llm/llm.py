@@ -11,7 +11,6 @@ from typing import Any
 from .executor import Executor, RequestOutput
 from .signatures import signature_of
 
-_SIGNATURE = signature_of("LLM")
 _RANK = "import sys, time; sys.argv[1:]; time.sleep(600)"
 
 
@@ -21,7 +20,7 @@ class BaseLLM:
     is_engine = False
 
     def __init__(self, model: Any, **given: Any) -> None:
-        bound = _SIGNATURE.bind(model, **given)
+        bound = signature_of("EngineLLM" if self.is_engine else "LLM").bind(model, **given)
         bound.apply_defaults()
         self.args = bound.arguments
         self._config = json.loads((Path(model) / "config.json").read_text())
@@ -33,14 +32,26 @@ class BaseLLM:
         if self.args["guided_decoding_backend"] and self.tokenizer is None:
             raise ValueError("guided decoding needs a tokenizer")
         build = self._config.get("build_config", {})
+        if is_engine_folder:
+            self._check_engine()
         self._max_seq_len = build.get("max_seq_len") or self.args["max_seq_len"]
-        max_batch = min(self.args["max_batch_size"], build.get("max_batch_size", self.args["max_batch_size"]))
+        max_batch = min(self.args["max_batch_size"] or 2048, build.get("max_batch_size", 2048))
         vocab = self._config.get("pretrained_config", self._config)["vocab_size"]
         self._ranks = [
             subprocess.Popen([sys.executable, "-c", _RANK, f"rank{rank}"])
             for rank in range(1, self.args["tensor_parallel_size"])
         ]
         self._executor = Executor(vocab, max_batch)
+
+    def _check_engine(self) -> None:
+        """As TrtLlmArgs does."""
+        built = self._config["pretrained_config"].get("mapping", {}).get("tp_size", 1)
+        asked = self.args["tensor_parallel_size"]
+        if asked not in (1, built):
+            raise ValueError(f"tp_size {asked} is not consistent with the engine's tp_size {built}")
+        kv_cache = self.args["kv_cache_config"]
+        if kv_cache is not None and kv_cache.dtype != "auto":
+            raise ValueError("KvCacheConfig.dtype is not supported by the TensorRT backend.")
 
     def generate_async(
         self,
