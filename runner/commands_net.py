@@ -92,10 +92,12 @@ def workers(*, store: str | None, store_path: str | None = None, as_json: bool) 
 
 async def _look(store: Store) -> tuple[list[WorkerEntry], list[Unreadable]]:
     from runner.net.listing import list_workers
-    from runner.net.store import StoreUnavailable
+    from runner.net.store import StoreRefused, StoreUnavailable
 
     try:
         return await list_workers(store)
+    except StoreRefused as error:
+        raise LlmrunError(str(error)) from None
     except StoreUnavailable as error:
         raise LlmrunError(f"{error}; is it running (llmrun up), and is ETCD_ENDPOINTS right?") from error
     finally:

@@ -15,5 +15,7 @@ def set_up(verbose: int) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[min(verbose, 2)])
+    # said of every TLS connection of asyncio's streams (NATS) that the other side ends; nothing follows from it
+    logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.getMessage())
     for name in _NOISY:
         logging.getLogger(name).setLevel(_LEVELS[max(min(verbose, 2) - 1, 0)])

@@ -27,7 +27,7 @@ from runner.net.client import NetClient
 from runner.net.records import CARDS, INSTANCES, Instance, RecordError, decode_card, decode_instance
 from runner.net.routing import Router
 from runner.net.settings import NetSettings, make_store, read_settings
-from runner.net.store import Change
+from runner.net.store import Change, StoreRefused, StoreUnavailable
 from runner.pipeline import ChatPipeline
 from runner.plan import Plan
 from runner.remote_cards import RemoteCard, read_card
@@ -87,6 +87,8 @@ class RemoteModels:
         self._admitting = asyncio.Lock()
         self._first = asyncio.Event()
         self._said: set[str] = set()
+        self._is_away = False
+        """The discovery, since the start."""
         self._says: Callable[[str], None] = logger.info
 
     @property
@@ -97,7 +99,7 @@ class RemoteModels:
     async def start(self, catalog: Catalog, *, is_server: bool = False) -> None:
         """Begin to watch; at a server, say on stderr who comes and goes.
 
-        Raises EngineStartFailed when no port can be had for the answers.
+        Raises EngineStartFailed when no port can be had for the answers, or the discovery does not let us in.
         """
         self._catalog = catalog
         self._says = say if is_server else logger.info
@@ -111,11 +113,22 @@ class RemoteModels:
             ) from error
         if self._settings.is_cut_off:
             warn(f"workers are told {self._settings.host}, where they cannot reach this ingress; give --dyn-host")
+        await self._check()
         prefixes = (CARDS, INSTANCES, _OLD_INSTANCES)
         if self._address is not None:
             path = self._address.path
             prefixes = (f"{CARDS}{path}/", f"{INSTANCES}{path}/", f"{_OLD_INSTANCES}{path}:")
         self._watching = [asyncio.create_task(self._watch(prefix)) for prefix in prefixes]
+
+    async def _check(self) -> None:
+        """A discovery that is away may come back; what it refuses now it refuses later too."""
+        try:
+            await self._store.check(CARDS)
+        except StoreRefused as error:
+            raise EngineStartFailed(str(error)) from None
+        except StoreUnavailable as error:
+            self._is_away = True
+            self._trouble(f"{error}; it is tried again")
 
     async def first(self, timeout_s: float) -> None:
         """Returns when a model is served. Raises EngineStartFailed."""
@@ -129,6 +142,9 @@ class RemoteModels:
             async for change in changes:
                 if change.key:
                     self._changed(change)
+                elif self._is_away:
+                    self._is_away = False
+                    self._catalog.awaited = f"no worker serves a model yet; {self.wanted}"
 
     def _changed(self, change: Change) -> None:
         """One key of the discovery; a record that cannot be read is said once and left out."""

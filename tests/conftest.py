@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -37,8 +38,7 @@ def clean_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         "HF_HUB_CACHE",
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
-        "ETCD_ENDPOINTS",
-        "NATS_SERVER",
+        *(name for name in os.environ if name.startswith(("ETCD_", "NATS_", "DYN_"))),
     ):
         monkeypatch.delenv(name, raising=False)
     return home

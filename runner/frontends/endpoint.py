@@ -23,11 +23,12 @@ from runner.frontends.base import FrontendSpec
 from runner.frontends.endpoint_streams import EndpointStreams
 from runner.net.addresses import parse_address
 from runner.net.card_files import CardServer
+from runner.net.credentials import bare_url
 from runner.net.loads import load_key, load_of
 from runner.net.planes import NatsEndpoint, TcpEndpoint
 from runner.net.records import Instance, card_key, encode_card, encode_instance, instance_keys
 from runner.net.settings import make_store, read_settings
-from runner.net.store import Lease, StoreUnavailable
+from runner.net.store import Lease, StoreRefused, StoreUnavailable
 from runner.pipeline import ChatPipeline
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class EndpointFrontend:
                     await streams.end()
                     await endpoint.close()
             except (StoreUnavailable, OSError) as error:
-                raise EngineStartFailed(f"the worker cannot register: {error}", hint=_HINT) from error
+                hint = "" if isinstance(error, StoreRefused) else _HINT
+                raise EngineStartFailed(f"the worker cannot register: {error}", hint=hint) from error
             finally:
                 await files.close()
                 await store.close()
@@ -106,7 +108,8 @@ class EndpointFrontend:
         settings = self._settings
         if settings.is_cut_off:
             warn(f"others are told {settings.host}, where they cannot reach this worker; give --dyn-host ADDRESS")
-        where = f"etcd {', '.join(settings.etcd)}" if settings.store == "etcd" else f"folder {settings.folder}"
+        etcd = ", ".join(map(bare_url, settings.etcd))
+        where = f"etcd {etcd}" if settings.store == "etcd" else f"folder {settings.folder}"
         say(f"Serving {model} as {self._address} (instance {instance.name}, {instance.target}) through {where}")
 
     async def _watch(self, service: ChatPipeline, streams: EndpointStreams) -> int:

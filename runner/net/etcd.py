@@ -11,16 +11,25 @@ import asyncio
 import base64
 import contextlib
 import logging
-import os
 import random
-import ssl
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import aiohttp
 
-from runner.net.etcd_answers import Authenticated, Found, Granted, Kept, Life, Watched, Written, decode_answer
-from runner.net.store import LEASE_S, Change, Entry, StoreUnavailable
+from runner.net.credentials import ETCD_TLS, EtcdLogin, split_url, tls_trouble
+from runner.net.etcd_answers import (
+    Authenticated,
+    Found,
+    Granted,
+    Kept,
+    Life,
+    Watched,
+    Written,
+    decode_answer,
+    refusal,
+)
+from runner.net.store import LEASE_S, Change, Entry, StoreRefused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +40,19 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 2.0
 
 
 class EtcdStore:
-    """See Store. `endpoints` are URLs or host:port; several are tried in turn."""
+    """See Store. `endpoints` are URLs or host:port; several are tried in turn.
 
-    def __init__(self, endpoints: tuple[str, ...], *, lease_s: float = LEASE_S) -> None:
-        secure = "https" if os.environ.get("ETCD_AUTH_CA") else "http"
-        self._endpoints = [(e if "://" in e else f"{secure}://{e}").rstrip("/") for e in endpoints]
+    A user and a password in a URL stand for those of `login` where it has none.
+    """
+
+    def __init__(self, endpoints: tuple[str, ...], *, login: EtcdLogin | None = None, lease_s: float = LEASE_S) -> None:
+        login = login or EtcdLogin()
+        parts = [split_url(endpoint) for endpoint in endpoints]
+        scheme = "http" if login.tls is None else "https"
+        self._endpoints = [(bare if "://" in bare else f"{scheme}://{bare}").rstrip("/") for bare, _, _ in parts]
+        named = next(((user, password) for _, user, password in parts if user), None)
+        self._user, self._password = (login.user, login.password) if login.user or named is None else named
+        self._tls = login.tls
         self._at = 0
         self._session: aiohttp.ClientSession | None = None
         self._token: str | None = None
@@ -65,35 +82,67 @@ class EtcdStore:
         """A lease that is over."""
         self._leases.discard(lease)
 
+    async def check(self, prefix: str) -> None:
+        """See Store."""
+        await self.call("/kv/range", {**_interval(prefix), "limit": "1"}, Found)
+
     async def call(self, path: str, body: dict[str, Any], answer: type[T]) -> T:
-        """One call, at the first endpoint that answers what is an `answer`. Raises StoreUnavailable."""
-        why: object = None
-        for _ in self._endpoints:
+        """One call, at the first endpoint that answers what is an `answer`. Raises StoreUnavailable, StoreRefused."""
+        why: StoreUnavailable | None = None
+        tries = len(self._endpoints)
+        while tries > 0:
+            tries -= 1
+            token = self._token
             try:
                 async with self._post(path, body, aiohttp.ClientTimeout(total=_TIMEOUT_S)) as response:
                     data = await _read(response)
                     if response.status == 200:
                         return decode_answer(data, answer)
-                    why = f"{response.status} {data[:500].decode(errors='replace')}"
-                    if response.status == 401 or "auth" in why:
-                        self._token = None
+                    why = self._refused(response.status, data)
+                if self._token is None and token is not None:
+                    tries += 1  # it was too old: log in again, at the same endpoint
+                    continue
+            except StoreUnavailable as error:
+                why = error
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                why = repr(error)
+                why = self._unavailable(error)
             self._at += 1
-        raise StoreUnavailable(f"{self.where} does not answer: {why}")
+        assert why is not None
+        raise why
+
+    def _refused(self, status: int, data: bytes) -> StoreUnavailable:
+        """Of an answer that is an error. Forgets a token that is not taken any more."""
+        if status == 401 or b"invalid auth token" in data or b"revision in auth token" in data:
+            self._token = None
+        why = refusal(data, self._user)
+        if why is not None:
+            return StoreRefused(f"{self.where} {why}")
+        return StoreUnavailable(f"{self.where} does not answer: {status} {data[:500].decode(errors='replace')}")
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        trouble = tls_trouble(error, ETCD_TLS)
+        if trouble is not None:
+            return StoreRefused(f"{self.where} cannot be used: {trouble}")
+        cut = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+        if cut or isinstance(getattr(error, "os_error", None), ConnectionResetError):
+            error = ConnectionResetError("it ends the connection; http:// is without TLS, https:// with it")
+        return StoreUnavailable(f"{self.where} does not answer: {str(error) or repr(error)}")
 
     @contextlib.asynccontextmanager
     async def _post(
         self, path: str, body: dict[str, Any], timeout: aiohttp.ClientTimeout
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=_tls()))
+            tls = True if self._tls is None else self._tls
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=tls))
         url = self._endpoints[self._at % len(self._endpoints)] + "/v3"
-        user = os.environ.get("ETCD_AUTH_USERNAME")
-        if user and self._token is None:
-            login = {"name": user, "password": os.environ.get("ETCD_AUTH_PASSWORD", "")}
+        if self._user and self._token is None:
+            login = {"name": self._user, "password": self._password}
             async with self._session.post(f"{url}/auth/authenticate", json=login, timeout=timeout) as response:
-                self._token = decode_answer(await _read(response), Authenticated).token
+                data = await _read(response)
+                if response.status != 200:
+                    raise self._refused(response.status, data)
+                self._token = decode_answer(data, Authenticated).token
         headers = {"Authorization": self._token} if self._token else {}
         async with self._session.post(url + path, json=body, headers=headers, timeout=timeout) as response:
             yield response
@@ -226,17 +275,6 @@ class EtcdLease:
         with contextlib.suppress(StoreUnavailable):
             await self._store.call("/lease/revoke", {"ID": str(self._current)}, Written)
         self._store.forget(self)
-
-
-def _tls() -> ssl.SSLContext | bool:
-    """ETCD_AUTH_CA, ETCD_AUTH_CLIENT_CERT, ETCD_AUTH_CLIENT_KEY, as Dynamo names them."""
-    authority, cert = os.environ.get("ETCD_AUTH_CA"), os.environ.get("ETCD_AUTH_CLIENT_CERT")
-    if not authority and not cert:
-        return True
-    context = ssl.create_default_context(cafile=authority)
-    if cert:
-        context.load_cert_chain(cert, os.environ.get("ETCD_AUTH_CLIENT_KEY"))
-    return context
 
 
 def _interval(prefix: str) -> dict[str, str]:

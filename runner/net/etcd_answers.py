@@ -109,3 +109,17 @@ def decode_answer(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except RecursionError:
         raise ValueError("an answer is nested too deeply") from None
+
+
+_REFUSALS = (
+    (b"authentication failed", "refuses the user {user!r} with its password (ETCD_AUTH_USERNAME, ETCD_AUTH_PASSWORD)"),
+    (b"user name is empty", "wants a user: ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD name one"),
+    (b"permission denied", "does not let the user {user!r} use the keys of dyn:// (v1/ and instances/): grant a role"),
+    (b"authentication is not enabled", "knows no users: leave ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD out"),
+    (b"HTTP request to an HTTPS server", "speaks TLS, and the URL says http://; write https://"),
+)
+
+
+def refusal(data: bytes, user: str | None) -> str | None:
+    """What an error of etcd means that waiting does not mend, with the next step; None for others."""
+    return next((text.format(user=user) for mark, text in _REFUSALS if mark in data), None)

@@ -29,6 +29,9 @@ class FolderStore:
         self.where = f"the folder {folder}"
         self._leases: set[FolderLease] = set()
 
+    async def check(self, prefix: str) -> None:
+        """See Store. A folder that is not there yet may come."""
+
     async def lease(self) -> FolderLease:
         """See Store."""
         try:

@@ -7,16 +7,15 @@ TCP: `u16be path length | path | u16be header length | header JSON | u32be lengt
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
-from runner.errors import EngineStartFailed
+from runner.errors import EngineStartFailed, UsageError
 from runner.net.addresses import parse_host_port
+from runner.net.credentials import bare_url
 from runner.net.frames import MAX_FRAME_BYTES
 from runner.net.records import Instance
 
@@ -162,6 +161,7 @@ class NatsRequests:
         self._url = url
         self._connection: Any = None
         self._lock = asyncio.Lock()
+        self._where = f"NATS {bare_url(url)}"
 
     async def send(self, instance: Instance, frame: bytes, headers: dict[str, str]) -> None:
         """See RequestPlane."""
@@ -176,6 +176,8 @@ class NatsRequests:
     async def _ask(self, instance: Instance, frame: bytes, headers: dict[str, str], timeout_s: float) -> bytes:
         from nats import errors
 
+        from runner.net.nats_connection import connect_nats
+
         try:
             async with self._lock:
                 if self._connection is None:
@@ -184,11 +186,11 @@ class NatsRequests:
         except errors.MaxPayloadError:
             limit = self._connection.max_payload
             raise TooLarge(
-                f"the request has {len(frame):,} bytes, NATS at {self._url} takes {limit:,} (max_payload); "
+                f"the request has {len(frame):,} bytes, {self._where} takes {limit:,} (max_payload); "
                 "let the worker use --request-plane tcp"
             ) from None
-        except (errors.Error, OSError, EngineStartFailed) as error:
-            raise Unreachable(f"{instance.target} at NATS {self._url}: {error or repr(error)}") from error
+        except (errors.Error, OSError, EngineStartFailed, UsageError) as error:
+            raise Unreachable(f"{instance.target} at {self._where}: {error or repr(error)}") from error
         data: bytes = answer.data
         return data
 
@@ -197,44 +199,6 @@ class NatsRequests:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
-
-
-async def connect_nats(url: str) -> Any:
-    """A NATS connection that comes back by itself for ever. Raises EngineStartFailed.
-
-    Credentials and TLS as Dynamo names them: NATS_AUTH_USERNAME and _PASSWORD, _TOKEN, _NKEY, _CREDENTIALS_FILE,
-    NATS_TLS_CA.
-    """
-    import nats
-    from nats import errors
-
-    async def quiet(error: Exception) -> None:
-        return None  # requests and subscriptions say themselves what is wrong
-
-    read = os.environ.get
-    chosen: dict[str, Any] = {
-        "user": read("NATS_AUTH_USERNAME"),
-        "password": read("NATS_AUTH_PASSWORD"),
-        "token": read("NATS_AUTH_TOKEN"),
-        "nkeys_seed": read("NATS_AUTH_NKEY"),
-        "user_credentials": read("NATS_AUTH_CREDENTIALS_FILE"),
-        "tls": ssl.create_default_context(cafile=read("NATS_TLS_CA")) if read("NATS_TLS_CA") else None,
-    }
-    try:
-        return await nats.connect(
-            url,
-            error_cb=quiet,
-            connect_timeout=3,
-            reconnect_time_wait=0.2,
-            max_reconnect_attempts=-1,
-            ping_interval=2,
-            max_outstanding_pings=2,
-            **{key: value for key, value in chosen.items() if value},
-        )
-    except (OSError, errors.Error, TimeoutError) as error:
-        raise EngineStartFailed(
-            f"NATS at {url} cannot be reached: {error or repr(error)}", hint="llmrun up starts one; or NATS_SERVER=URL"
-        ) from error
 
 
 class TcpEndpoint:
@@ -312,6 +276,8 @@ class NatsEndpoint:
 
     async def start(self, subject: str) -> str:
         """Subscribe; returns the target for the instance's record. Raises EngineStartFailed."""
+        from runner.net.nats_connection import connect_nats
+
         self._connection = await connect_nats(self._url)
         await self._connection.subscribe(subject, queue="q", cb=self._taken)
         await self._connection.flush()

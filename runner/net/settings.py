@@ -12,6 +12,7 @@ import msgspec
 
 from runner import paths
 from runner.errors import UsageError
+from runner.net.credentials import bare_url, read_etcd_login, read_nats_login
 from runner.net.records import Plane
 from runner.net.store import Store
 
@@ -29,6 +30,7 @@ class NetSettings(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     folder: Path
     etcd: tuple[str, ...] = (DEFAULT_ETCD,)
+    """May hold a password, as may `nats`: `bare_url` before they are shown."""
     nats: str = DEFAULT_NATS
     plane: Plane = "tcp"
     host: str = "127.0.0.1"
@@ -41,7 +43,8 @@ class NetSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_cut_off(self) -> bool:
         """Whether others are told an address of this machine alone, in an etcd that is on another machine."""
-        hosts = [urlsplit(url if "://" in url else f"//{url}").hostname or "" for url in self.etcd]
+        bare = [bare_url(url) for url in self.etcd]
+        hosts = [urlsplit(url if "://" in url else f"//{url}").hostname or "" for url in bare]
         return self.store == "etcd" and _is_loopback(self.host) and not any(map(_is_loopback, hosts))
 
 
@@ -55,6 +58,7 @@ def read_settings(options: Any) -> NetSettings:
     _one_of("--router-mode", options.router_mode, ROUTER_MODES)
     if options.dyn_host in _ANY_ADDRESS:
         raise UsageError(f"--dyn-host: {options.dyn_host} is no address that others can reach; name this machine's own")
+    _check_credentials(store, etcd)
     return NetSettings(
         store=store,
         folder=_folder(options.store_path),
@@ -74,10 +78,21 @@ def make_store(settings: NetSettings) -> Store:
     if settings.store == "etcd":
         from runner.net.etcd import EtcdStore
 
-        return EtcdStore(settings.etcd)
+        return EtcdStore(settings.etcd, login=read_etcd_login())
     from runner.net.folder import FolderStore
 
     return FolderStore(settings.folder)
+
+
+def _check_credentials(store: str, etcd: tuple[str, ...]) -> None:
+    """Raises UsageError now for what would not be usable later."""
+    read_nats_login()
+    if store == "etcd" and read_etcd_login().tls is not None:
+        plain = next((url for url in etcd if url.startswith("http://")), None)
+        if plain is not None:
+            raise UsageError(
+                f"ETCD_AUTH_CA or ETCD_AUTH_CLIENT_CERT is set, and {bare_url(plain)} has no TLS: https://…"
+            )
 
 
 def _etcd_endpoints() -> tuple[str, ...]:

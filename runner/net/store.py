@@ -16,6 +16,10 @@ class StoreUnavailable(Exception):
     """The store cannot be reached now; what is known stays valid."""
 
 
+class StoreRefused(StoreUnavailable):
+    """The store is there and does not let us in, or we do not trust it; it says what to set."""
+
+
 class Change(NamedTuple):
     """`value` None: the key is gone. An empty `key`: all keys of the snapshot have been told."""
 
@@ -49,6 +53,9 @@ class Store(Protocol):
 
     where: str
     """For messages: what was looked at."""
+
+    async def check(self, prefix: str) -> None:
+        """Whether keys can be read. Raises StoreUnavailable, and StoreRefused where waiting does not help."""
 
     async def lease(self) -> Lease:
         """A new lease. Raises StoreUnavailable."""

@@ -19,7 +19,7 @@ from runner.cli import main
 from runner.net.addresses import Address
 from runner.net.etcd import EtcdStore
 from runner.net.loads import Load, load_key
-from runner.net.planes import connect_nats
+from runner.net.nats_connection import connect_nats
 from runner.net.records import Instance, card_key, encode_card, encode_instance, instance_keys
 from runner.net.settings import make_store, read_settings
 from runner.net.store import Store

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,10 @@ def program(name: str) -> str:
     return found
 
 
-def etcd(folder: Path, host: str = "127.0.0.1") -> Daemon:
+def etcd(folder: Path, host: str = "127.0.0.1", tls: Sequence[str] = ()) -> Daemon:
+    """`tls`: flags for certificates; clients then come with https."""
     port, peer = free_port(), free_port()
-    url, peers = f"http://{host}:{port}", f"http://127.0.0.1:{peer}"
+    url, peers = f"{'https' if tls else 'http'}://{host}:{port}", f"http://127.0.0.1:{peer}"
     words = ["--data-dir", str(folder), "--listen-client-urls", url, "--advertise-client-urls", url]
     words += [
         "--listen-peer-urls",
@@ -60,11 +62,12 @@ def etcd(folder: Path, host: str = "127.0.0.1") -> Daemon:
         "--initial-cluster",
         f"default={peers}",
     ]
-    return Daemon([program("etcd"), *words], port, host)
+    return Daemon([program("etcd"), *words, *tls], port, host)
 
 
-def nats(jetstream: Path | None = None, host: str = "127.0.0.1") -> Daemon:
+def nats(jetstream: Path | None = None, host: str = "127.0.0.1", config: Path | None = None) -> Daemon:
     """`jetstream`: the folder of its store; Dynamo 0.9 does not start without one."""
     port = free_port()
     words = [] if jetstream is None else ["-js", "-sd", str(jetstream)]
+    words += [] if config is None else ["-c", str(config)]
     return Daemon([program("nats-server"), "-a", host, "-p", str(port), *words], port, host)

@@ -30,7 +30,8 @@ from runner.net.card_files import CardFile, OwnCard, fetch_card
 from runner.net.etcd import EtcdStore
 from runner.net.frames import encode_frame
 from runner.net.messages import encode_request
-from runner.net.planes import NatsEndpoint, connect_nats
+from runner.net.nats_connection import connect_nats
+from runner.net.planes import NatsEndpoint
 from runner.net.records import RecordError
 from runner.net.responses import StreamBroken, StreamRefused
 from runner.net.store import StoreUnavailable
