@@ -63,11 +63,16 @@ def _engines_remove(name: Annotated[str, typer.Argument(metavar="ENGINE")]) -> N
 
 
 @engines.command("check")
-def _engines_check(name: Annotated[str, typer.Argument(metavar="ENGINE")]) -> None:
+def _engines_check(
+    name: Annotated[str, typer.Argument(metavar="ENGINE")],
+    python: Annotated[
+        str | None, typer.Option("--engine-python", metavar="PATH", help="A Python or environment of your own.")
+    ] = None,
+) -> None:
     """Start the engine on the demo model and ask it what is known."""
     from runner import commands_engines
 
-    _end(commands_engines.check(name))
+    _end(commands_engines.check(name, python=python))
 
 
 def _end(code: int | None) -> None:

@@ -81,25 +81,28 @@ def remove(name: str) -> int:
     return 0
 
 
-def check(name: str) -> int:
-    """Import an engine, then run it on the demo model; a line for each verdict. 1 if it fails. Raises UsageError."""
+def check(name: str, *, python: str | None = None) -> int:
+    """Import an engine, then run it on the demo model; a line for each verdict. 1 if it fails. Raises UsageError.
+
+    `python`: see environments.check.
+    """
     from runner.engines import ENGINES, environments
 
-    status = environments.check(name)
+    status = environments.check(name, python=python)
     _print("\n".join(_lines(status)))
     if not status.is_usable:
         return EXIT_FAILURE
     if name not in environments.RECIPES:
         return 0
     with asyncio.Runner() as runner:
-        return runner.run(_hold_trial(ENGINES[name]))
+        return runner.run(_hold_trial(ENGINES[name], python))
 
 
-async def _hold_trial(entry: EngineEntry) -> int:
+async def _hold_trial(entry: EngineEntry, python: str | None) -> int:
     from runner.trial import hold_trial
 
     num_failed = num_passed = 0
-    async with contextlib.aclosing(hold_trial(entry)) as verdicts:
+    async with contextlib.aclosing(hold_trial(entry, python=python)) as verdicts:
         async for verdict in verdicts:
             num_passed += verdict.is_passed
             num_failed += not verdict.is_passed

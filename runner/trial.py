@@ -50,11 +50,14 @@ class _Wrong(Exception):
     """An answer is not the one that is known."""
 
 
-async def hold_trial(entry: EngineEntry) -> AsyncGenerator[Verdict, None]:
-    """The verdicts, as they come. An engine that does not start has one verdict. Closes the engine."""
+async def hold_trial(entry: EngineEntry, *, python: str | None = None) -> AsyncGenerator[Verdict, None]:
+    """The verdicts, as they come. An engine that does not start has one verdict. Closes the engine.
+
+    `python` is --engine-python.
+    """
     began, before = time.monotonic(), _children()
     try:
-        plan = _plan(entry)
+        plan = _plan(entry, python)
         service, info = await start_service(plan)
     except (LlmrunError, CardError) as error:
         yield Verdict(name="start", is_passed=False, detail=str(error))
@@ -71,10 +74,11 @@ async def hold_trial(entry: EngineEntry) -> AsyncGenerator[Verdict, None]:
     yield last
 
 
-def _plan(entry: EngineEntry) -> Plan:
+def _plan(entry: EngineEntry, python: str | None) -> Plan:
+    given = {} if python is None else {"engine_python": python}
     model = "demo-hf" if "hf" in entry.models else "demo"
     words = parse_words(["in=none", f"out={entry.name}", model], aliases=preset_aliases())
-    return make_plan(merge({}, os.environ), words, (), terminal=False, resolve=find_card)
+    return make_plan(merge(given, os.environ), words, (), terminal=False, resolve=find_card)
 
 
 async def _verdict(name: str, question: Callable[[], Awaitable[str]]) -> Verdict:

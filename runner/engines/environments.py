@@ -85,8 +85,11 @@ class Recipe(Protocol):
     def build(self, folder: Path, wish: Wish, say: Say) -> None:
         """Fill the empty `folder` and try what is in it. Raises InstallFailed or UsageError."""
 
-    def find(self) -> Path | None:
-        """What would be used now, installed by us or not."""
+    def find(self, chosen: str | None = None) -> Path | None:
+        """What would be used now, installed by us or not; with `chosen` (--engine-python) that Python, as it is.
+
+        Raises EngineStartFailed where it is not there.
+        """
 
     def describe(self, found: Path) -> str:
         """One line for people; cheap."""
@@ -103,19 +106,23 @@ def list_engines() -> list[EngineStatus]:
     return [_status(entry) for entry in ENGINES.values()]
 
 
-def check(name: str) -> EngineStatus:
-    """As list_engines for one engine, but tried for real: its library computes something. Raises UsageError."""
+def check(name: str, *, python: str | None = None) -> EngineStatus:
+    """As list_engines for one engine, but tried for real: its library computes something. Raises UsageError.
+
+    `python` is a Python (or the folder of an environment) of the user's own to take in place of what would be found.
+    """
     entry = _entry(name)
-    status = _status(entry)
+    if python is not None and "engine_python" not in entry.flags:
+        takers = ", ".join(other.name for other in ENGINES.values() if "engine_python" in other.flags)
+        raise UsageError(f"`llmrun engines check {name}` does not know --engine-python; it is for {takers}")
+    status = _status(entry, python)
     if not status.is_usable or name not in RECIPES:
         return status
-    recipe = _recipe(name)
-    found = recipe.find()
-    assert found is not None
     try:
-        return msgspec.structs.replace(status, detail=recipe.check(found))
+        return msgspec.structs.replace(status, detail=_recipe(name).check(Path(status.where)))
     except LlmrunError as problem:
-        return msgspec.structs.replace(status, is_usable=False, detail=str(problem), command=_command(name))
+        command = _command(name) if python is None else ""
+        return msgspec.structs.replace(status, is_usable=False, detail=str(problem), command=command)
 
 
 def install(
@@ -224,7 +231,7 @@ def _locked(root: Path, name: str, say: Say) -> Iterator[None]:
         yield
 
 
-def _status(entry: EngineEntry) -> EngineStatus:
+def _status(entry: EngineEntry, python: str | None = None) -> EngineStatus:
     about = EngineStatus(
         name=entry.name,
         is_usable=False,
@@ -241,9 +248,10 @@ def _status(entry: EngineEntry) -> EngineStatus:
         return msgspec.structs.replace(about, is_usable=True)
     try:
         recipe = _recipe(entry.name)
-        found = recipe.find()
+        found = recipe.find(python)
     except LlmrunError as problem:
-        return msgspec.structs.replace(about, detail=str(problem), command=_command(entry.name))
+        command = _command(entry.name) if python is None else ""
+        return msgspec.structs.replace(about, detail=str(problem), command=command)
     if found is None:
         return msgspec.structs.replace(about, detail="not installed", command=_command(entry.name))
     return msgspec.structs.replace(

@@ -52,9 +52,9 @@ class PythonRecipe:
         say("trying it")
         say(self._try(new.python))
 
-    def find(self) -> Path | None:
+    def find(self, chosen: str | None = None) -> Path | None:
         """See Recipe."""
-        python = self.environment.find()
+        python = self.environment.find(chosen)
         return None if python is None else Path(python)
 
     def describe(self, found: Path) -> str:

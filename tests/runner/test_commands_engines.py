@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,35 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_fails_where_the_engine_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environments, "check", lambda name: MISSING)
+    monkeypatch.setattr(environments, "check", lambda name, **_: MISSING)
     assert main(["engines", "check", "llamacpp"]) == 1
-    monkeypatch.setattr(environments, "check", lambda name: USABLE)
+    monkeypatch.setattr(environments, "check", lambda name, **_: USABLE)
     assert main(["engines", "check", "echo_core"]) == 0
+
+
+def test_check_takes_an_environment_of_the_users_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("LLMRUN_NATIVE_PYTHON", str(tmp_path / "nowhere"))
+    assert main(["engines", "check", "native"]) == 1
+    assert f"LLMRUN_NATIVE_PYTHON {tmp_path / 'nowhere'}: there is no such file" in capsys.readouterr().out
+    assert main(["engines", "check", "native", "--engine-python", sys.executable]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sys.executable in lines[0]
+    assert lines[-1] == "native: 0 failed, 8 passed"
+
+
+def test_an_environment_that_is_none_or_of_another_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["engines", "check", "llamacpp", "--engine-python", sys.executable]) == 2
+    assert "does not know --engine-python; it is for native, vllm, sglang" in capsys.readouterr().err
+    assert main(["engines", "check", "vllm", "--engine-python", str(tmp_path / "nowhere")]) == 1
+    told = capsys.readouterr().out
+    assert "there is no such file" in told and "engines install" not in told
+    assert main(["engines", "check", "vllm", "--engine-python", sys.executable]) == 1
+    assert f"vllm of {sys.executable} cannot be used: ModuleNotFoundError" in capsys.readouterr().out
 
 
 def test_remove_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:

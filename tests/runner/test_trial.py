@@ -81,7 +81,7 @@ def test_the_command_prints_verdicts_and_fails_with_them(
 ) -> None:
     monkeypatch.setitem(environments.RECIPES, "echo_core", "nowhere:RECIPE")
     usable = environments.EngineStatus(name="echo_core", is_usable=True, detail="x")
-    monkeypatch.setattr(environments, "check", lambda name: usable)
+    monkeypatch.setattr(environments, "check", lambda name, **_: usable)
     assert main(["engines", "check", "echo_core"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["pass", "start"]

@@ -74,8 +74,8 @@ class LlamaCppRecipe:
         say("there is no C++ compiler here: taking the prebuilt llama.cpp (slower on CPUs with AVX512)")
         return True
 
-    def find(self) -> Path | None:
-        """See Recipe."""
+    def find(self, chosen: str | None = None) -> Path | None:
+        """See Recipe; there is no Python to choose."""
         return find_library()
 
     def describe(self, found: Path) -> str:

@@ -38,7 +38,7 @@ class FakeRecipe:
         (folder / "library").write_text(self.content)
         (folder / "half").unlink()
 
-    def find(self) -> Path | None:
+    def find(self, chosen: str | None = None) -> Path | None:
         path = paths.engines_dir() / "llamacpp" / "library"
         return path if path.is_file() else None
 
