@@ -44,7 +44,10 @@ class RemoteCard(msgspec.Struct, frozen=True, kw_only=True):
                 f"{first.checksum[:12]}): other weights, tokenizer or template; give it a --model-name of its own"
             )
         if self.info.context_length != first.info.context_length:
-            return f"its context is {self.info.context_length:,}, the others have {first.info.context_length:,}"
+            return (
+                f"its context is {self.info.context_length:,}, the others have {first.info.context_length:,}; start it "
+                f"with --context-length {first.info.context_length}, or give it a --model-name of its own"
+            )
         missing = sorted(set(first.info.capabilities) - set(self.info.capabilities))
         if missing:
             return f"it does not honour {', '.join(missing)}, which the others do; give it a --model-name of its own"
@@ -56,8 +59,13 @@ async def read_card(card_json: dict[str, Any] | None, given: ModelCard | None, f
     keeps what is fetched. Raises RecordError and CardError."""
     own = read_own_card(card_json) if card_json is not None else None
     if own is not None:
+        theirs = own.read()
+        if given is not None and given.vocab_size != theirs.vocab_size:
+            raise RecordError(
+                f"{given.name}, which is named here, has {given.vocab_size:,} tokens, the worker's {theirs.name} has "
+                f"{theirs.vocab_size:,}: it is another model. Leave MODEL out, and the worker's own files are used"
+            )
         card = given or await fetch_card(own, folder)
-        theirs = ModelCard.from_json(own.card, origin="the worker's card")
         return RemoteCard(
             card=card, info=own.info, is_own=True, checksum=theirs.mdcsum, **_limits(card_json or {}, card)
         )

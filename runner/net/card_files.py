@@ -20,6 +20,7 @@ from blake3 import blake3
 from model_cards.card import ModelCard, TokenizerRef
 from model_cards.errors import ModelFileError
 from model_cards.gguf import GgufFile
+from runner import __version__
 from runner.net.records import RecordError
 from runner.types import EngineInfo
 
@@ -44,6 +45,15 @@ class OwnCard(msgspec.Struct, frozen=True, kw_only=True):
     card: str
     info: EngineInfo
     files: dict[str, CardFile] = {}
+    version: str = ""
+    """Of the worker's llmrun, for messages."""
+
+    def read(self) -> ModelCard:
+        """The card itself. Raises RecordError."""
+        try:
+            return ModelCard.from_json(self.card, origin="the worker's card")
+        except ModelFileError as error:
+            raise RecordError(_other_version(self.version, str(error))) from None
 
 
 class CardServer:
@@ -77,13 +87,13 @@ class CardServer:
             name: CardFile(url=base + quote(name, safe=""), blake3=blake3(data).hexdigest(), size=len(data))
             for name, data in self._files.items()
         }
-        own = OwnCard(card=_portable(card).to_json(), info=self._info, files=files)
+        own = OwnCard(card=_portable(card).to_json(), info=self._info, files=files, version=__version__)
         return {
             "display_name": card.name,
             "slug": card.slug,
             **_dynamo_files(card, files),
             "context_length": self._info.context_length or card.context_length,
-            "kv_cache_block_size": card.kv_cache_block_size,
+            "kv_cache_block_size": self._info.details.get("block_size") or card.kv_cache_block_size,
             "migration_limit": self._migration_limit,
             "model_type": "Chat | Completions",
             "model_input": "Tokens",
@@ -146,7 +156,8 @@ def read_own_card(card_json: dict[str, Any]) -> OwnCard | None:
     try:
         own = msgspec.convert(data, OwnCard)
     except msgspec.ValidationError as error:
-        raise RecordError(f"the worker's card is of another version of llmrun: {error}") from None
+        version = data.get("version") if isinstance(data, dict) else None
+        raise RecordError(_other_version(version if isinstance(version, str) else "", str(error))) from None
     total = sum(file.size for file in own.files.values())
     if len(own.files) > _MAX_FILES or total > _MAX_TOTAL_BYTES:
         raise RecordError(
@@ -159,6 +170,11 @@ def read_own_card(card_json: dict[str, Any]) -> OwnCard | None:
     return own
 
 
+def _other_version(version: str, why: str) -> str:
+    whose = f"llmrun {version[:40]}" if version else "another version of llmrun"
+    return f"its card is of {whose} and cannot be read by {__version__}: {why}; run one version on both sides"
+
+
 def _is_plain(name: str) -> bool:
     """A file's name that means the same on every system, and no path."""
     is_short = 0 < len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
@@ -167,7 +183,7 @@ def _is_plain(name: str) -> bool:
 
 async def fetch_card(own: OwnCard, folder: Path) -> ModelCard:
     """The card, with its files in `folder` (named by their checksums). Raises RecordError and CardError."""
-    card = ModelCard.from_json(own.card, origin="the worker's card")
+    card = own.read()
     key = blake3(msgspec.json.encode(sorted((name, file.blake3) for name, file in own.files.items()))).hexdigest()
     target = folder / key
     for name, file in own.files.items():

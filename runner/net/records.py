@@ -16,6 +16,7 @@ _MAX_TARGET = 1024
 _NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,200}")
 _SUBJECT = re.compile(r"[^\s*>\x00-\x1f\x7f]+")
 """Of NATS; no wildcards."""
+_UPDATE = "It may be newer: update llmrun here"
 
 
 class RecordError(Exception):
@@ -67,14 +68,25 @@ def decode_instance(key: str, value: bytes) -> Instance:
     record = _record(key, value)
     transport = record.get("transport")
     codec = record.get("request_plane_codec", "json")
-    if not isinstance(transport, dict) or len(transport) != 1 or codec not in ("json", "msgpack"):
-        raise RecordError(f"{key}: its transport, or its codec, is not known here")
+    if codec not in ("json", "msgpack"):
+        raise RecordError(
+            f"{key}: the worker wants the codec {_short(codec)}; json and msgpack are known here. {_UPDATE}"
+        )
+    if not isinstance(transport, dict) or len(transport) != 1:
+        raise RecordError(f"{key}: its transport is {_short(transport)}; one address is wanted. {_UPDATE}")
     plane, target = next(iter(transport.items()))
     if plane not in ("tcp", "nats_tcp"):
-        raise RecordError(f"{key}: request plane {plane[:40]!r} is not known here; tcp and nats_tcp are")
+        raise RecordError(
+            f"{key}: the worker takes requests over {_short(plane)}; tcp and nats_tcp are known here. "
+            "Start it with --request-plane tcp (Dynamo: DYN_REQUEST_PLANE=tcp)"
+        )
     _check_target(key, plane, target)
     address, instance_id = _whose(key, record)
     return Instance(address=address, id=instance_id, plane=plane, target=target, codec=codec)
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}"
 
 
 def _check_target(key: str, plane: str, target: Any) -> None:

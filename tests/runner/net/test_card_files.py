@@ -11,10 +11,11 @@ import pytest
 from model_cards.resolve import resolve
 from model_cards.tokenizer import load_tokenizer
 from runner.net.answers import open_response
+from runner.net.block_hashes import block_hashes
 from runner.net.card_files import CardFile, CardServer, fetch_card, read_own_card
 from runner.net.records import RecordError
 from runner.net.responses import CallHome, StreamRefused
-from runner.net.routing import Router, block_hashes
+from runner.net.routing import Router
 from runner.types import EngineInfo
 
 
