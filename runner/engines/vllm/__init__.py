@@ -1,7 +1,7 @@
 """out=vllm: vLLM's EngineCore, run by our worker in vLLM's own environment. The launcher's side imports no vllm.
 
 The worker (worker.py, child side) guards EngineCore and reports its wire structs; the launcher (connector.py, link.py)
-speaks EngineCore's ZeroMQ protocol. Life, restarts and health are ProcessEngine's.
+speaks EngineCore's ZeroMQ protocol. Life, restarts and health are ProcessEngine's. Further machines run follower.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runner.engines.base import Engine, EngineSpec
 
+FOLLOWER = "runner.engines.vllm.follower:make"
 _KILL_AFTER_S = 600.0
 """A step cannot report in between; the first one may compile kernels."""
 
@@ -25,6 +26,9 @@ def make_engine(spec: EngineSpec) -> Engine:
     from runner.engines.vllm.settings import read_settings
 
     python = ENVIRONMENT.require(spec.options.engine_python)
+    if spec.options.node_rank:
+        env = read_settings(spec).env
+        return ProcessEngine(spec, FOLLOWER, shape="async", python=python, env=env, kill_after_s=_KILL_AFTER_S)
     spawner = HeadlessSpawner if spec.options.vllm_mode == "headless" else CoreSpawner
     engines = [
         ProcessEngine(one, "", connector=spawner(one, read_settings(one), python), kill_after_s=_KILL_AFTER_S)
@@ -61,4 +65,5 @@ def describe_command(spec: EngineSpec) -> list[str]:
     variables = [f"{name}={value}" for name, value in settings.env.items()]
     if spec.options.vllm_mode == "headless":
         return [*variables, *guarded(str(python), headless_command(settings.arguments, "PORT"))]
-    return [*variables, str(python), "-m", "runner.engines.vllm.worker", *settings.arguments]
+    module = "follower" if spec.options.node_rank else "worker"
+    return [*variables, str(python), "-m", f"runner.engines.vllm.{module}", *settings.arguments]

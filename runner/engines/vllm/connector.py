@@ -28,7 +28,7 @@ from runner.engines.supervisor import ChildProcess, Supervisor
 from runner.engines.vllm.adapters import Adapters
 from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.link import CoreLink
-from runner.engines.vllm.report import JOIN, Invitation, Opening, Report, check_version
+from runner.engines.vllm.report import JOIN, Invitation, Opening, Phase, Refusal, Report, Word, check_version
 from runner.engines.vllm.sampling import CAPABILITIES
 from runner.engines.vllm.settings import Adapter, Settings
 from runner.engines.vllm.sockets import CoreSockets, data_addresses
@@ -64,10 +64,10 @@ class CoreSpawner:
 
     async def connect(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> Connection:
         """See Connector."""
-        start = Start(on_lost)
+        start = Start(on_lost, on_progress)
         folder = self._private_folder()
         self._num_starts += 1
-        link = CoreLink(start.set_report, start.lost)
+        link = CoreLink(start.hear, start.lost)
         sockets = CoreSockets(folder, self._num_starts, handshake=self.handshake)
         try:
             process = await self._spawn(link, sockets, folder)
@@ -76,7 +76,7 @@ class CoreSpawner:
             self.tidy()
             raise self._not_started(error) from error
         try:
-            info = await self._ready(start, link, sockets, process, on_progress)
+            info = await self._ready(start, link, sockets, process)
         except BaseException:
             process.kill()
             link.close()
@@ -96,6 +96,8 @@ class CoreSpawner:
         own = ["--llmrun-fd", str(fd), "--llmrun-parent", str(os.getpid())]
         own += ["--llmrun-handshake", sockets.handshake_address, "--llmrun-folder", str(folder)]
         own += ["--llmrun-clients", str(self._num_clients)]
+        if self._settings.place is not None:
+            own += ["--llmrun-place", msgspec.json.encode(self._settings.place).decode()]
         return [self._python, *self._worker, *own, *self._settings.arguments]
 
     async def _spawn(self, link: CoreLink, sockets: CoreSockets, folder: Path) -> ChildProcess:
@@ -118,36 +120,31 @@ class CoreSpawner:
         link: CoreLink,
         sockets: CoreSockets,
         process: ChildProcess,
-        on_progress: ProgressCallback | None,
     ) -> EngineInfo:
         timeout_s = self._spec.options.start_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._shake_hands(start, link, sockets, on_progress)
+                return await self._shake_hands(start, link, sockets)
         except TimeoutError:
             reason = f"it was not ready within {timeout_s:g} s (it was: {start.phase})"
             hint = "give it more time with --start-timeout-s, or read its log"
             raise failed_start(process, reason=reason, hint=hint) from None
         except _Lost:
             code = await process.wait(1.0)
+            refusal = start.refusal
+            if refusal is not None:
+                raise failed_start(process, reason=refusal.reason, hint=refusal.hint) from None
             raise failed_start(process, code=code) from None
         except EngineFailed as error:
             raise failed_start(process, reason=str(error)) from error
 
-    async def _shake_hands(
-        self, start: Start, link: CoreLink, sockets: CoreSockets, on_progress: ProgressCallback | None
-    ) -> EngineInfo:
-        def say(phase: str) -> None:
-            start.phase = phase
-            if on_progress is not None:
-                on_progress(phase, None)
-
-        say("importing vllm")
+    async def _shake_hands(self, start: Start, link: CoreLink, sockets: CoreSockets) -> EngineInfo:
+        start.say("importing vllm")
         identity, hello = await start.wait_for(sockets.poll_handshake)
         sockets.answer_handshake(identity, self._addresses())
         if hello.get("status") != "HELLO":
             raise EngineFailed(f"vLLM began with {hello!r}; HELLO is wanted")
-        say("loading the model")
+        start.say("loading the model")
         _, ready = await start.wait_for(sockets.poll_input)
         await start.wait_for(sockets.poll_handshake)  # READY
         report = await self.report(start)
@@ -155,7 +152,7 @@ class CoreSpawner:
         opening = self._opening(report, ready)
         link.open(opening, sockets, self._adapters)
         for adapter in self._adapters.all():
-            say(f"loading adapter {adapter.name}")
+            start.say(f"loading adapter {adapter.name}")
             await self._load_again(link, adapter)
         info = self._info(opening, ready, await link.call("get_supported_tasks"))
         if self._num_clients > 1:
@@ -269,16 +266,30 @@ class _Lost(Exception):
 class Start:
     """What is known during a start."""
 
-    def __init__(self, on_lost: Callable[[Link, str], None]) -> None:
+    def __init__(self, on_lost: Callable[[Link, str], None], on_progress: ProgressCallback | None) -> None:
         self.phase = "starting"
         self.report: Report | None = None
+        self.refusal: Refusal | None = None
         self.is_ready = False
         self._why: str | None = None
         self._on_lost = on_lost
+        self._on_progress = on_progress
 
-    def set_report(self, line: bytes) -> None:
-        """Raises msgspec.MsgspecError."""
-        self.report = msgspec.json.decode(line, type=Report)
+    def say(self, phase: str) -> None:
+        """To whoever waits for the start."""
+        self.phase = phase
+        if self._on_progress is not None:
+            self._on_progress(phase, None)
+
+    def hear(self, line: bytes) -> None:
+        """A line of the worker. Raises msgspec.MsgspecError."""
+        word = msgspec.json.decode(line, type=Word)
+        if isinstance(word, Phase):
+            self.say(word.text)
+        elif isinstance(word, Refusal):
+            self.refusal = word
+        else:
+            self.report = word
 
     def lost(self, link: Link, why: str) -> None:
         if self.is_ready:

@@ -1,6 +1,6 @@
 """CoreLink: the launcher's end of one EngineCore, and the streams on it. Streams, merging and waking are Link's.
 
-Bytes from the worker's own socket are one line of JSON and then, at its death, the end of file; tokens come by ZeroMQ.
+Bytes from the worker's own socket are lines of JSON and then, at its death, the end of file; tokens come by ZeroMQ.
 Both ZeroMQ sockets are read and written without threads and without zmq.asyncio (half the cost, facts: 24 against 44 us
 a token): the loop watches the socket's file descriptor, which is edge-triggered, so every wake-up drains it.
 """
@@ -65,11 +65,12 @@ class CoreLink(Link):
     # asyncio.Protocol: the worker's own socket
 
     def data_received(self, data: bytes) -> None:
-        """The worker's line."""
+        """Lines of the worker."""
         self._line += data
-        if self._wire is None and b"\n" in self._line:
+        while self._wire is None and b"\n" in self._line:
+            line, _, self._line = self._line.partition(b"\n")
             try:
-                self._on_line(bytes(self._line))
+                self._on_line(bytes(line))
             except msgspec.MsgspecError as error:
                 self.abandon(f"its report cannot be read ({error})")
 

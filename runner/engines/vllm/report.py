@@ -22,7 +22,7 @@ JOIN = "join.sock"
 _OLDEST = 17
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     """`structs`: field names of EngineCore's array-like structs in wire order; they move between releases."""
 
     version: str
@@ -34,6 +34,23 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     sampling_fields: list[str]
     details: dict[str, Any] = {}
+
+
+class Phase(msgspec.Struct, frozen=True, tag="phase"):
+    """Where a start is, for people, before there is a report."""
+
+    text: str
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag="refusal"):
+    """Why the worker does not start; it ends."""
+
+    reason: str
+    hint: str
+
+
+Word = Report | Phase | Refusal
+"""One line of the worker."""
 
 
 def check_version(version: str) -> None:

@@ -1,7 +1,7 @@
 """Child side: nothing that a client sends can kill or deafen EngineCore; it becomes an error of that one request.
 
 EngineCore trusts its client (vLLM validates in its front half, which is not here): an undecodable request ends its
-input thread while the process lives on, a bad length or id ends the process. Owns three patches of
+input thread while the process lives on, a bad length or id ends the process. Owns the patches of
 vllm/v1/engine/core.py and one method more (`llmrun_stats`); seen working on 0.32.
 """
 
@@ -13,13 +13,14 @@ import multiprocessing.connection
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import msgspec
 import vllm.v1.engine.core as core
-from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
+from runner.engines.endings import KNOWS_BETTER_S
 from runner.engines.vllm.sharing import Sharing
 
 DEAF_EXIT = 70
@@ -42,8 +43,17 @@ def install(sharing: Sharing) -> None:
     process._handle_request_preproc_error = _refuse
     process.llmrun_stats = stats
     _watch_ranks()
-    if current_platform.is_cpu():
-        _mend_seeds()
+
+
+def let_nodes_speak_first() -> None:
+    """On node 0 of several: an EngineCore that fails may have failed because a node is gone, which nodes.py tells."""
+    original = core.EngineCoreProc._send_engine_dead
+
+    def send(self: Any) -> None:
+        time.sleep(KNOWS_BETTER_S)
+        original(self)
+
+    core.EngineCoreProc._send_engine_dead = send
 
 
 def _watch_ranks() -> None:
@@ -66,38 +76,13 @@ def _watch_ranks() -> None:
 
 def _wait_for_ranks(executor: Any, workers: list[Any]) -> None:
     dead = multiprocessing.connection.wait([one.proc.sentinel for one in workers])
+    if executor.parallel_config.nnodes > 1:
+        time.sleep(KNOWS_BETTER_S)
     if not getattr(executor, "shutting_down", False):
         names = [one.proc.name for one in workers if one.proc.sentinel in dead]
         sys.stderr.write(f"[llmrun] a rank of vLLM died: {', '.join(names)}\n")
         sys.stderr.flush()
         os._exit(DEAF_EXIT)
-
-
-def _mend_seeds() -> None:
-    """A seeded prompt that is read in pieces ends EngineCore on the CPU (0.32: "CPU Generator does not use offset").
-
-    vLLM takes back what a generator gave for a token that is thrown away; here, by its seed, as nothing was kept yet.
-    """
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    original = GPUModelRunner._bookkeeping_sync
-
-    def bookkeeping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batch = self.input_batch
-        generators = batch.generators
-        if not generators:
-            return original(self, *args, **kwargs)
-        for at in self.discard_request_mask.np[: batch.num_reqs].nonzero()[0]:
-            generator = generators.get(int(at))
-            if generator is not None and not self.requests[batch.req_ids[at]].output_token_ids:
-                generator.manual_seed(generator.initial_seed())
-        batch.generators = {}
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            batch.generators = generators
-
-    GPUModelRunner._bookkeeping_sync = bookkeeping
 
 
 def abort_client(proc: Any, client: int) -> None:

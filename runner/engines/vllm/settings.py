@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from runner.engines.base import EngineOptions, EngineSpec
+from runner.engines.nodes import Place, place_of, split_address
 from runner.engines.refusals import read_adapter, refuse_words
-from runner.errors import UsageError
+from runner.errors import EngineStartFailed, UsageError
 
 _FLAGS = {
     "context_length": "--max-model-len",
@@ -30,7 +31,7 @@ _RUNTIME_ADAPTERS, _RUNTIME_RANK = 8, 16
 """With --allow-runtime-lora: how many besides those of --lora, and the rank that they may have (vLLM's default)."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
-_MODEL_KEYS = ("model", "tokenizer_mode", "skip_tokenizer_init")
+_OURS = ("model", "tokenizer_mode", "skip_tokenizer_init", "nnodes", "node_rank", "master_addr", "master_port")
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -58,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     adapters: tuple[Adapter, ...] = ()
     adapter_room: AdapterRoom | None = None
+    place: Place | None = None
+    """Among several machines."""
 
 
 def read_settings(spec: EngineSpec) -> Settings:
@@ -76,13 +79,42 @@ def read_settings(spec: EngineSpec) -> Settings:
         # One slot stays empty: on the CPU (vllm/lora/ops/torch_ops, 0.32) requests without an adapter that run beside
         # one that has it get what is in the last slot.
         arguments += ["--enable-lora", "--max-loras", str(room.most + 1), "--max-lora-rank", str(room.max_rank)]
-    is_one = options.tensor_parallel_size == 1 and not any(extra.get(key, 1) != 1 for key in _PARALLEL)
+    place = _place(spec, extra, arguments[2:])
+    is_one = place is None and options.tensor_parallel_size == 1 and all(extra.get(key, 1) == 1 for key in _PARALLEL)
     if is_one:
         arguments += ["--distributed-executor-backend", "uni"]
-    arguments += _extra_arguments(extra)
+    arguments += [*(_node_arguments(place) if place is not None else ()), *_extra_arguments(extra)]
     return Settings(
-        arguments=tuple(arguments), env=_environment(options, is_one=is_one), adapters=adapters, adapter_room=room
+        arguments=tuple(arguments),
+        env=_environment(options, is_one=is_one),
+        adapters=adapters,
+        adapter_room=room,
+        place=place,
     )
+
+
+def _place(spec: EngineSpec, extra: dict[str, Any], flags: list[str]) -> Place | None:
+    """Among several machines; vLLM wants equal flags on all of them."""
+    place = place_of(spec)
+    if place is None:
+        return None
+    size = spec.options.tensor_parallel_size * _count(extra, "pipeline_parallel_size", 1)
+    if size % place.num_nodes:
+        raise UsageError(
+            f"--tensor-parallel-size counts the GPUs of all nodes: {size} cannot be divided among "
+            f"--num-nodes {place.num_nodes}"
+        )
+    try:
+        split_address(place.leader_addr)
+    except EngineStartFailed as error:
+        raise UsageError(str(error)) from None
+    return msgspec.structs.replace(place, facts={**place.facts, "vLLM's flags": " ".join(flags)})
+
+
+def _node_arguments(place: Place) -> list[str]:
+    host, port = split_address(place.leader_addr)
+    where = ["--nnodes", str(place.num_nodes), "--node-rank", str(place.node)]
+    return [*where, "--master-addr", host, "--master-port", str(port), "--distributed-executor-backend", "mp"]
 
 
 def _adapter_room(adapters: tuple[Adapter, ...], extra: dict[str, Any], *, may_grow: bool) -> AdapterRoom | None:
@@ -126,7 +158,8 @@ def _environment(options: EngineOptions, *, is_one: bool) -> dict[str, str]:
         env["OMP_NUM_THREADS"] = str(options.threads)
     if options.base_gpu_id or options.data_parallel_size > 1:
         first = options.base_gpu_id
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + at) for at in range(options.tensor_parallel_size))
+        here = options.tensor_parallel_size // options.num_nodes
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + at) for at in range(here))
     return env
 
 
@@ -134,7 +167,7 @@ def _extra_arguments(extra: dict[str, Any]) -> list[str]:
     """`{"enforce_eager": true, "max_model_len": 2048}` -> `--enforce-eager --max-model-len 2048`."""
     arguments: list[str] = []
     for key, value in extra.items():
-        if key in _MODEL_KEYS:
+        if key in _OURS:
             raise UsageError(f"out=vllm: the engine argument {key!r} is llmrun's to say; leave it out")
         flag = f"--{key.replace('_', '-')}"
         if value is True:
@@ -181,5 +214,7 @@ def _refuse(spec: EngineSpec) -> None:
         raise UsageError("--http-workers: with --vllm-mode headless there is no worker of ours to share; leave one out")
     if "data_parallel_size" in {key.lstrip("-").replace("-", "_") for key in options.extra}:
         raise UsageError("out=vllm: the engine argument 'data_parallel_size' is --data-parallel-size here")
-    if options.num_nodes > 1:
-        raise UsageError("out=vllm runs on one machine here; leave --num-nodes out (out=native runs on several)")
+    if options.num_nodes > 1 and options.vllm_mode == "headless":
+        raise UsageError("--num-nodes: nodes find each other by our worker; leave --vllm-mode headless out")
+    if options.num_nodes > 1 and options.data_parallel_size > 1:
+        raise UsageError("--data-parallel-size: its engines run on one machine each; leave --num-nodes out")

@@ -1,6 +1,6 @@
 """Child side, run by the Python of vLLM's environment: EngineCore in this process's main thread, behind our guard.
 
-Owns reading vLLM's flags, the report, and this process's end. What a request may be is request_guard.py's.
+Owns the report, joining the other machines, and this process's end. What a request may be is request_guard.py's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 
 import msgspec
 
-from runner.engines import guard
-from runner.engines.vllm.report import Report
+from runner.engines import guard, nodes
+from runner.engines.nodes import Place
+from runner.engines.vllm.config import installed_version, make_config
+from runner.engines.vllm.report import Phase, Refusal, Report, Word
 from runner.engines.vllm.sharing import Sharing
+from runner.errors import EngineStartFailed
 
 _LEAVE_S = 5.0
 _STRUCTS = ("EngineCoreRequest", "EngineCoreOutputs", "EngineCoreOutput")
@@ -32,15 +36,20 @@ def main() -> None:
     launcher = socket.socket(fileno=own.llmrun_fd)
     sharing = Sharing(own.llmrun_folder, own.llmrun_clients)
     threading.Thread(target=_leave_with, args=(launcher, sharing), daemon=True).start()
-    config = _make_config(flags)
+    place = msgspec.json.decode(own.llmrun_place, type=Place) if own.llmrun_place else None
+    if place is not None:
+        join_nodes(place, launcher)
+    config = make_config(flags)
 
     from vllm.v1.engine.core import EngineCoreProc
     from vllm.v1.executor import Executor
 
     from runner.engines.vllm import request_guard
 
-    launcher.sendall(msgspec.json.encode(_make_report(config)) + b"\n")
+    _tell(launcher, _make_report(config))
     request_guard.install(sharing)
+    if place is not None:
+        request_guard.let_nodes_speak_first()
     EngineCoreProc.run_engine_core(
         vllm_config=config,
         local_client=True,
@@ -59,7 +68,22 @@ def _read_own() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--llmrun-handshake", required=True, help="EngineCore's handshake address")
     parser.add_argument("--llmrun-folder", required=True, help="the launcher's private folder for this engine")
     parser.add_argument("--llmrun-clients", type=int, default=1, help="how many processes will speak to EngineCore")
+    parser.add_argument("--llmrun-place", default="", help="JSON of this machine's Place among several")
     return parser.parse_known_args()
+
+
+def join_nodes(place: Place, launcher: socket.socket) -> None:
+    """Node 0 waits for the others before anything is loaded."""
+    try:
+        versions = {"vllm version": installed_version()}
+        nodes.enter(place, versions, "VLLM_HOST_IP", lambda phase, share: _tell(launcher, Phase(phase)))
+    except EngineStartFailed as error:
+        _tell(launcher, Refusal(reason=str(error), hint=error.hint))
+        sys.exit(1)
+
+
+def _tell(launcher: socket.socket, word: Word) -> None:
+    launcher.sendall(msgspec.json.encode(word) + b"\n")
 
 
 def _leave_with(launcher: socket.socket, sharing: Sharing) -> None:
@@ -79,33 +103,6 @@ def _has_children() -> bool:
     import psutil
 
     return len(psutil.Process().children()) > 1
-
-
-def _make_config(flags: list[str]) -> Any:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-    from vllm.usage.usage_lib import UsageContext
-
-    try:
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-    except ImportError:  # up to 0.11
-        from vllm.utils import FlexibleArgumentParser
-
-    if current_platform.is_cpu():
-        _allow_amx()
-        if not {"--enforce-eager", "--no-enforce-eager"} & set(flags):
-            flags = [*flags, "--enforce-eager"]  # a first compiled start takes minutes on a CPU
-    args = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(flags)
-    return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-
-
-def _allow_amx() -> None:
-    """Ask the kernel for AMX tiles: without it vLLM's eager attention dies with SIGILL on a CPU that has them."""
-    import torch
-
-    is_supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if is_supported is not None and is_supported():
-        torch.cpu._init_amx()
 
 
 def _make_report(config: Any) -> Report:

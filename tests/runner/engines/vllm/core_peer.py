@@ -22,7 +22,9 @@ from typing import Any
 import msgspec
 import zmq
 
+from runner.engines.nodes import Place
 from runner.engines.vllm.sharing import Sharing
+from runner.engines.vllm.worker import join_nodes
 
 _REQUEST = (
     "request_id prompt_token_ids mm_features sampling_params pooling_params arrival_time lora_request cache_salt "
@@ -201,13 +203,17 @@ def main() -> None:
     for name in ("--llmrun-handshake", "--llmrun-folder", "--llmrun-fd", "--llmrun-parent"):
         parser.add_argument(name)
     parser.add_argument("--llmrun-clients", type=int, default=1)
+    parser.add_argument("--llmrun-place", default="")
     parser.add_argument("--max-num-seqs", type=int, default=256)
     own, _ = parser.parse_known_args()
     launcher = socket.socket(fileno=int(own.llmrun_fd))
     structs = OLD if "old" in MODES else STRUCTS
     if "strange" in MODES:
         structs = {**structs, "EngineCoreRequest": ["request_id", "prompt_token_ids"]}
+    if own.llmrun_place:
+        join_nodes(msgspec.json.decode(own.llmrun_place, type=Place), launcher)
     report = {
+        "type": "report",
         "version": "0.9.2" if "ancient" in MODES else "0.32.0",
         "structs": structs,
         "vocab_size": 1000,

@@ -14,6 +14,8 @@ from runner.engines.vllm.settings import read_settings
 from runner.errors import RequestError, UsageError
 from runner.types import GuidedDecoding, SamplingParams, TokenRequest
 
+NODES = {"num_nodes": 2, "leader_addr": "[::1]:9876", "tensor_parallel_size": 4}
+
 
 def spec(kind: str = "hf", **options: Any) -> EngineSpec:
     card = ModelCard(name="m", source="m", kind=kind, path="/models/m")  # type: ignore[arg-type]
@@ -52,6 +54,16 @@ def test_one_process_is_enough_for_one_device() -> None:
     assert settings.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
+def test_nodes_are_told_where_they_meet_and_what_must_be_equal() -> None:
+    settings = read_settings(spec(**NODES, dtype="float32", node_rank=1, base_gpu_id=4))
+    assert " ".join(settings.arguments).endswith(
+        "--nnodes 2 --node-rank 1 --master-addr ::1 --master-port 9876 --distributed-executor-backend mp"
+    )
+    assert settings.place is not None and settings.place.node == 1
+    assert settings.place.facts["vLLM's flags"] == "--tensor-parallel-size 4 --dtype float32"
+    assert settings.env["CUDA_VISIBLE_DEVICES"] == "4,5"
+
+
 def test_extra_arguments_come_last_so_that_they_win() -> None:
     extra = {"max_model_len": 99, "enforce_eager": True, "enable-prefix-caching": False, "rope": {"a": 1}, "x": None}
     arguments = read_settings(spec(context_length=50, extra=extra)).arguments
@@ -69,7 +81,11 @@ def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"kind": "gguf"}, "no GGUF files"),
         ({"gpu_layers": 3}, "--gpu-layers"),
         ({"quantize": "int4"}, "fp8"),
-        ({"num_nodes": 2, "leader_addr": "a:1"}, "--num-nodes"),
+        ({"num_nodes": 2, "leader_addr": "a:1"}, "cannot be divided among --num-nodes 2"),
+        ({"num_nodes": 2, "leader_addr": "a", "tensor_parallel_size": 2}, "HOST:PORT is wanted"),
+        (NODES | {"vllm_mode": "headless"}, "--vllm-mode"),
+        (NODES | {"data_parallel_size": 2}, "--num-nodes"),
+        ({"extra": {"master_addr": "x"}}, "leave it out"),
         ({"extra": {"model": "x"}}, "leave it out"),
         ({"adapters": ("/nowhere",)}, "adapter_config.json"),
     ],
