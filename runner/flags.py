@@ -161,6 +161,7 @@ FLAGS: tuple[Flag, ...] = (
     _row(
         "--kv-overlap-score-weight", "kv: what a cached block is worth", DYN, "float", "W", low=0, high=1e6, default="1"
     ),
+    _row("--no-kv-events", "Neither tell nor hear over NATS what is in the workers' prefix caches", DYN, "bool"),
     _row(
         "--migration-limit",
         "Workers that one answer may outlive",

@@ -14,7 +14,7 @@ from runner.net.settings import read_settings
 from runner.options import RunOptions
 from runner.selection import EngineChoice, FrontendChoice
 
-_BOTH = ("store", "store_path", "dyn_host", "migration_limit")
+_BOTH = ("store", "store_path", "dyn_host", "migration_limit", "no_kv_events")
 _WORKER = ("request_plane",)
 _INGRESS = ("router_mode", "router_temperature", "kv_overlap_score_weight")
 _ENGINES_OWN = (

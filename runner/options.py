@@ -51,6 +51,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     router_mode: str = "round-robin"
     router_temperature: float = 0.0
     kv_overlap_score_weight: float = 1.0
+    no_kv_events: bool = False
     migration_limit: int | None = None
     """None: what the model's card says."""
     # requests

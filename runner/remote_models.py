@@ -23,6 +23,7 @@ from runner.engines.remote import RemoteEngine
 from runner.engines.remote_pool import Worker, WorkerPool
 from runner.errors import EngineStartFailed, LlmrunError
 from runner.net.addresses import Address, parse_address
+from runner.net.block_listener import BlockListener
 from runner.net.client import NetClient
 from runner.net.records import CARDS, INSTANCES, Instance, RecordError, decode_card, decode_instance
 from runner.net.routing import Router
@@ -76,6 +77,8 @@ class RemoteModels:
         self._lenient, self._alias = lenient, alias
         self._store = make_store(settings)
         self._client = NetClient(settings.host, settings.nats)
+        has_events = settings.kv_events and settings.router_mode == "kv"
+        self._blocks = BlockListener(settings.nats) if has_events else None
         self._catalog = Catalog()
         self._instances: dict[str, Instance] = {}
         self._cards: dict[_Member, dict[str, Any]] = {}
@@ -111,6 +114,8 @@ class RemoteModels:
                 f"workers cannot call this ingress home at {self._settings.host}: {error.strerror}",
                 hint="--dyn-host is an address of this machine",
             ) from error
+        if self._blocks is not None:
+            self._blocks.start()
         if self._settings.is_cut_off:
             warn(f"workers are told {self._settings.host}, where they cannot reach this ingress; give --dyn-host")
         await self._check()
@@ -227,6 +232,8 @@ class RemoteModels:
             return
         self._members[member] = name
         model.pool.add(_worker(instance, card))
+        if self._blocks is not None:
+            self._blocks.add(instance.address, instance.id, model.pool.router)
         self._count(model)
         self._says(f"{name}: worker {instance.name} at {instance.target} joins, {len(model.pool.workers)} now")
         self._first.set()
@@ -269,6 +276,8 @@ class RemoteModels:
         if model is None:
             return
         model.pool.remove(member[1])
+        if self._blocks is not None:
+            self._blocks.remove(member[1])
         self._count(model)
         self._says(f"{model.name}: worker {member[1]:x} leaves, {len(model.pool.workers)} now")
         self._remove_later(model)
@@ -308,6 +317,8 @@ class RemoteModels:
                 model.removal.cancel()
             await model.service.close()
         self._models.clear()
+        if self._blocks is not None:
+            await self._blocks.close()
         await self._client.close()
         await self._store.close()
 

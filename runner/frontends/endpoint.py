@@ -20,6 +20,7 @@ from runner.console import say, warn
 from runner.engines.process import ProcessEngine
 from runner.errors import EngineBusy, EngineDied, EngineStartFailed, LlmrunError, UsageError
 from runner.frontends.base import FrontendSpec
+from runner.frontends.endpoint_blocks import blocks_told
 from runner.frontends.endpoint_streams import EndpointStreams
 from runner.net.addresses import parse_address
 from runner.net.card_files import CardServer
@@ -68,14 +69,9 @@ class EndpointFrontend:
                 lease = await store.lease()
                 endpoint = self._endpoint(streams)
                 try:
-                    await self._register(lease, endpoint, files)
-                    telling = asyncio.create_task(self._tell_load(lease, service, streams))
-                    try:
-                        code = await self._watch(service, streams)
-                    finally:
-                        telling.cancel()
-                        await asyncio.gather(telling, return_exceptions=True)
-                    await self._leave(lease, streams)
+                    async with blocks_told(service.engine, self._settings, self._address, lease.id):
+                        await self._register(lease, endpoint, files)
+                        code = await self._serve(lease, service, streams)
                 finally:
                     await streams.end()
                     await endpoint.close()
@@ -85,6 +81,17 @@ class EndpointFrontend:
             finally:
                 await files.close()
                 await store.close()
+        return code
+
+    async def _serve(self, lease: Lease, service: ChatPipeline, streams: EndpointStreams) -> int:
+        """From the first request to the last; returns the exit code."""
+        telling = asyncio.create_task(self._tell_load(lease, service, streams))
+        try:
+            code = await self._watch(service, streams)
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        await self._leave(lease, streams)
         return code
 
     def _endpoint(self, streams: EndpointStreams) -> TcpEndpoint | NatsEndpoint:

@@ -113,23 +113,21 @@ def decode_changes(data: bytes) -> list[BlockChange]:
 
 def _change(told: _RouterEvent) -> BlockChange:
     event, data = told.event, told.event.data
+    plain = BlockChange(told.worker_id, event.event_id, "cleared", rank=event.dp_rank)
     if isinstance(data, str):
         if data != "cleared":
             raise EventError(f"the KV event {data[:40]!r} is not known here")
-        return BlockChange(told.worker_id, event.event_id, "cleared", rank=event.dp_rank)
+        return _checked(plain)
     if data.stored is not None:
         blocks = [(block.block_hash, block.tokens_hash) for block in data.stored.blocks]
-        _check(*(number for block in blocks for number in block), data.stored.parent_hash or 0)
-        return BlockChange(
-            told.worker_id, event.event_id, "stored", data.stored.parent_hash, blocks, rank=event.dp_rank
-        )
+        return _checked(plain._replace(kind="stored", parent=data.stored.parent_hash, blocks=blocks))
     if data.removed is not None:
-        return BlockChange(
-            told.worker_id, event.event_id, "removed", removed=data.removed.block_hashes, rank=event.dp_rank
-        )
+        return _checked(plain._replace(kind="removed", removed=data.removed.block_hashes))
     raise EventError("a KV event without data")
 
 
-def _check(*numbers: int) -> None:
-    if numbers and min(numbers) < 0:
-        raise EventError("a hash below 0")
+def _checked(change: BlockChange) -> BlockChange:
+    numbers = [number for block in change.blocks for number in block]
+    if min(*numbers, *change.removed, change.worker_id, change.event_id, change.parent or 0, 0) < 0:
+        raise EventError("a number below 0")
+    return change

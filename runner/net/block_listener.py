@@ -15,11 +15,13 @@ from runner.errors import EngineStartFailed, UsageError
 from runner.net.addresses import Address
 from runner.net.block_events import BlockChange, EventError, decode_changes, subjects
 from runner.net.block_hashes import BlockNames
-from runner.net.routing import MAX_BLOCKS, Router
+from runner.net.block_index import MAX_BLOCKS
+from runner.net.routing import Router
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 2.0
+_MAX_RANKS = 1024
 
 
 class _Cache:
@@ -34,10 +36,12 @@ class _Cache:
     def take(self, worker_id: int, change: BlockChange) -> None:
         """The next event."""
         last = self.last_ids.get(change.rank)
-        if last is not None and change.event_id != last + 1:
-            self.router.trust(worker_id, is_trusted=False)
-        elif last is None and len(self.last_ids) < _MAX_RANKS:
+        if last is None and len(self.last_ids) == _MAX_RANKS:
+            return
+        if last is None:
             self.router.trust(worker_id, is_trusted=True)
+        elif change.event_id != last + 1:
+            self.router.trust(worker_id, is_trusted=False)
         self.last_ids[change.rank] = change.event_id
         if change.kind == "stored":
             self.router.stored(worker_id, self.names.stored(change.parent, change.blocks))
@@ -47,9 +51,6 @@ class _Cache:
             self.names.clear()
             self.router.forget(worker_id)
             self.router.trust(worker_id, is_trusted=True)
-
-
-_MAX_RANKS = 1024
 
 
 class BlockListener:

@@ -39,6 +39,8 @@ class NetSettings(msgspec.Struct, frozen=True, kw_only=True):
     overlap_weight: float = 1.0
     migration_limit: int | None = None
     """None: what the model's card says."""
+    kv_events: bool = False
+    """Told by workers, heard by ingresses that route by them."""
 
     @property
     def is_cut_off(self) -> bool:
@@ -70,6 +72,7 @@ def read_settings(options: Any) -> NetSettings:
         router_temperature=options.router_temperature,
         overlap_weight=options.kv_overlap_score_weight,
         migration_limit=options.migration_limit,
+        kv_events=not options.no_kv_events and (plane == "nats" or bool(os.environ.get("NATS_SERVER"))),
     )
 
 

@@ -21,6 +21,7 @@ from model_cards.errors import CardError
 from model_cards.resolve import resolve
 from runner.errors import EngineFailed, RequestError
 from runner.net.addresses import parse_host_port
+from runner.net.block_events import BlockChange, EventError, decode_changes, encode_changes
 from runner.net.card_files import CardFile, OwnCard, read_own_card
 from runner.net.codecs import decode_item
 from runner.net.etcd import _Lines
@@ -145,6 +146,13 @@ def feed_address(data: bytes) -> None:
     assert host and 0 < port < 1 << 16
 
 
+def feed_events(data: bytes) -> None:
+    for change in decode_changes(data):
+        numbers = [number for block in change.blocks for number in block]
+        assert all(0 <= one < 1 << 64 for one in (*numbers, *change.removed, change.parent or 0))
+        assert change.kind in ("stored", "removed", "cleared") and change.worker_id >= 0
+
+
 def feed_late(data: bytes) -> None:
     assert is_late(data.decode(errors="replace")) in (True, False)
 
@@ -175,6 +183,7 @@ def targets() -> dict[str, Target]:
     unreadable = (ValueError, RecursionError, RequestError)
     json = [msgspec.json.encode(one) for one in (request, foreign)]
     msgpack = [msgspec.msgpack.encode(one) for one in (request, foreign)]
+    changes = [BlockChange(5, 1, "stored", 7, [(8, 9), (10, 11)]), BlockChange(5, 2, "removed", removed=[8])]
     deltas = [encode_delta(DELTA, 3, 2), encode_delta(TokenDelta([5]), 3, 1)]
     return {
         "frame": Target((FrameError,), [encode_frame(b'{"id":"x"}', b"body" * 9)], feed_frame),
@@ -187,6 +196,7 @@ def targets() -> dict[str, Target]:
         "etcd.watch": Target((ValueError,), [watch], feed_watch),
         "etcd.range": Target((ValueError,), [found], feed_found),
         "etcd.lease": Target((ValueError,), [life], feed_lease),
+        "events.msgpack": Target((EventError,), [encode_changes(1, 2, changes)], feed_events),
         "address": Target((ValueError,), [b"127.0.0.1:80", b"[::1]:65535"], feed_address),
         "late": Target((), [b"1700000000.123"], feed_late),
     }
@@ -228,7 +238,9 @@ def test_decoders_raise_what_they_say_or_give_what_is_right(num: int) -> None:
     assert all(count > num // 200 for name, count in refused.items() if name != "late")
 
 
-@pytest.mark.parametrize("name", ["instance", "card", "request.json", "request.msgpack", "etcd.range", "etcd.watch"])
+@pytest.mark.parametrize(
+    "name", ["instance", "card", "request.json", "request.msgpack", "events.msgpack", "etcd.range", "etcd.watch"]
+)
 def test_what_is_nested_too_deeply_is_refused(name: str) -> None:
     target = targets()[name]
     deep = deep_msgpack() if name.endswith("msgpack") else deep_json()
