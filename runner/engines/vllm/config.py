@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from runner.engines.vllm.environment import ENVIRONMENT
+from runner.engines.vllm.settings import DISTRIBUTIONS
 
 RANK = "runner.engines.vllm.rank.Rank"
 """What vLLM mixes into its Worker on a CPU (rank.py). Not imported here: it patches."""
@@ -39,7 +39,7 @@ def _cpu_flags(flags: list[str]) -> list[str]:
 
 def installed_version() -> str:
     """Without importing vllm."""
-    for name in ENVIRONMENT.distributions:
+    for name in DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

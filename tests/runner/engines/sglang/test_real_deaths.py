@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from runner.engines.process import ProcessEngine
 from runner.errors import EngineDied
+from tests.runner.engines.node_program import family_of, left, named
 from tests.runner.engines.sglang.real import PYTHON, answer, is_right, make
 
 pytestmark = [
@@ -22,22 +22,6 @@ pytestmark = [
     pytest.mark.skipif(PYTHON is None, reason="no sglang: llmrun engines install sglang --cpu"),
 ]
 BOUND_S = 10.0
-
-
-def family_of(pid: int) -> list[psutil.Process]:
-    """A process and all that descend from it."""
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def named(family: list[psutil.Process], name: str) -> psutil.Process:
-    """SGLang names its processes."""
-    return next(one for one in family if name in " ".join(one.cmdline()))
-
-
-def left(family: list[psutil.Process], within_s: float) -> list[psutil.Process]:
-    """Those that still run after `within_s`."""
-    return psutil.wait_procs(family, within_s)[1]
 
 
 async def kill_under_streams(engine: ProcessEngine, victim: str) -> float:
