@@ -159,6 +159,8 @@ class RemoteEngine:
             numbers[f"requests_total@{name}"] = float(worker.num_requests)
             numbers[f"failures_total@{name}"] = float(worker.num_failures)
             numbers[f"tokens_total@{name}"] = float(worker.num_tokens)
+            if self.pool.router.mode == "kv":
+                numbers[f"prefix_blocks@{name}"] = float(self.pool.router.num_held(worker.id))
         return numbers
 
     async def close(self) -> None:

@@ -148,6 +148,10 @@ class Router:
         """It has thrown these away."""
         self._index.remove(worker_id, hashes)
 
+    def num_held(self, worker_id: int) -> int:
+        """Blocks of prompts that it is believed to have."""
+        return self._index.num_held(worker_id)
+
     def forget(self, worker_id: int) -> None:
         """Its cache is gone."""
         self._index.forget(worker_id)
@@ -161,7 +165,7 @@ class Router:
         low, high = min(costs), max(costs)
         if self._temperature <= 0 or low == high:
             equals = [at for at, cost in enumerate(costs) if cost == low]
-            held = [self._index.num_held(candidates[at].id) for at in equals]
+            held = [self.num_held(candidates[at].id) for at in equals]
             fewest = min(held)
             return self._rng.choice([at for at, num in zip(equals, held, strict=True) if num == fewest])
         weights = [math.exp(-(cost - low) / (high - low) / self._temperature) for cost in costs]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from runner.engines.base import Engine
 from runner.engines.remote import RemoteEngine
@@ -131,6 +132,11 @@ class Program:
     def signal(self, number: int) -> None:
         """To the program and its engine: a machine that is gone or frozen."""
         os.killpg(self.process.pid, number)
+
+    def child(self) -> psutil.Process:
+        """Its engine's process."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
 
     async def ended(self, timeout_s: float = 20.0) -> int:
         async with asyncio.timeout(timeout_s):
