@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runner.engines import guard
 from runner.engines.vllm.connector import CoreSpawner, Start
-from runner.engines.vllm.installed import find_package, read_structs
+from runner.engines.vllm.installed import find_package, is_cpu_build, read_structs, takes_back_draws
 from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.report import Report
 from runner.engines.vllm.sockets import CoreSockets
@@ -40,6 +40,7 @@ class HeadlessSpawner(CoreSpawner):
     """See Connector."""
 
     handshake = "tcp://127.0.0.1:*"
+    _may_seed = True
 
     def command(self, sockets: CoreSockets, folder: Path, fd: int) -> list[str]:
         """See CoreSpawner. The socket is inherited, and its end is the end of vLLM's parent process."""
@@ -49,6 +50,7 @@ class HeadlessSpawner(CoreSpawner):
     async def report(self, start: Start) -> Report:
         """See CoreSpawner."""
         package = await asyncio.to_thread(find_package, self._python)
+        self._may_seed = not (is_cpu_build(package) and takes_back_draws(package))
         return Report(
             version="of unknown version",  # its registration tells
             structs=read_structs(package),
@@ -62,7 +64,12 @@ class HeadlessSpawner(CoreSpawner):
 
     def limits(self, report: Report, context_length: int) -> Limits | None:
         """See CoreSpawner."""
-        return Limits(vocab_size=report.vocab_size, context_length=context_length, max_logprobs=report.max_logprobs)
+        return Limits(
+            vocab_size=report.vocab_size,
+            context_length=context_length,
+            max_logprobs=report.max_logprobs,
+            may_seed=self._may_seed,
+        )
 
     def _vocab_size(self) -> int:
         path = Path(self._settings.arguments[1]) / "config.json"

@@ -1,4 +1,5 @@
-"""Reading an installed vLLM's source, without importing it: the wire structs' field names, for headless mode.
+"""Reading an installed vLLM's source, without importing it, for headless mode: the wire structs' field names, and
+whether a fault of it must be kept from happening.
 
 Only for `vllm serve --headless`, whose processes are vLLM's own.
 """
@@ -6,7 +7,9 @@ Only for `vllm serve --headless`, whose processes are vLLM's own.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 from runner.errors import EngineStartFailed
@@ -36,6 +39,21 @@ def find_package(python: str) -> Path:
 def read_structs(package: Path) -> dict[str, list[str]]:
     """Field names in wire order, by struct. Raises EngineStartFailed for a vLLM that is laid out differently."""
     return {name: _fields(package / file, name) for name, file in _STRUCTS.items()}
+
+
+def is_cpu_build(package: Path) -> bool:
+    """By vLLM's own rule (vllm/platforms/__init__.py): its version has the word, or this is a Mac."""
+    builds = package.parent.glob("vllm*.dist-info")
+    is_told = os.environ.get("VLLM_TARGET_DEVICE") == "cpu" or any("cpu" in build.name for build in builds)
+    return is_told or sys.platform == "darwin"
+
+
+def takes_back_draws(package: Path) -> bool:
+    """Whether its worker sets a generator back where a prompt is read in pieces, which a CPU's generator cannot."""
+    try:
+        return ".set_offset(" in (package / "v1/worker/gpu_model_runner.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _fields(path: Path, struct: str) -> list[str]:

@@ -30,6 +30,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int
     max_logprobs: int = 20
     """-1 is no limit."""
+    may_seed: bool = True
+    """Whether sampling by a seed is harmless: on a CPU it ends EngineCore when a prompt is read in pieces (rank.py)."""
 
 
 def check(request: TokenRequest, limits: Limits) -> None:
@@ -42,6 +44,7 @@ def check(request: TokenRequest, limits: Limits) -> None:
     _in_range("top_k", sampling.top_k, -1, 2**31 - 1)
     if sampling.seed is not None:
         _in_range("seed", sampling.seed, -(2**63), 2**63 - 1)
+        _check_seed(request, limits)
     for value in (sampling.logit_bias or {}).values():
         _in_range("logit_bias", value, -1e9, 1e9)
     _check_ids("logit_bias", sampling.logit_bias or (), limits)
@@ -74,6 +77,15 @@ def _check_counts(request: TokenRequest, limits: Limits) -> None:
     most = limits.vocab_size if limits.max_logprobs < 0 else limits.max_logprobs
     if logprobs is not None and not 0 <= logprobs <= most:
         raise RequestError(f"logprobs: got {logprobs}; allowed are 0 to {most}", field="logprobs")
+
+
+def _check_seed(request: TokenRequest, limits: Limits) -> None:
+    if request.sampling.temperature > 0 and not limits.may_seed:
+        raise RequestError(
+            "seed: with --vllm-mode headless on a CPU it can end vLLM, whose CPU generator cannot go back; leave the "
+            "seed out, or start without --vllm-mode headless (our worker mends it)",
+            field="seed",
+        )
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

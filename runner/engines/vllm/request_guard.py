@@ -18,9 +18,11 @@ from typing import Any
 
 import msgspec
 import vllm.v1.engine.core as core
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
 from runner.engines.endings import KNOWS_BETTER_S
+from runner.engines.vllm.config import RANK
 from runner.engines.vllm.sharing import Sharing
 
 DEAF_EXIT = 70
@@ -151,6 +153,8 @@ def _check_sampling(proc: Any, request: Any) -> None:
     config, sampling = proc.vllm_config, request.sampling_params
     model = config.model_config
     room = model.max_model_len - len(request.prompt_token_ids)
+    if sampling.seed is not None and sampling.temperature > 0 and not _is_seed_harmless(config):
+        raise ValueError("seed: on a CPU it can end vLLM where --worker-extension-cls is not ours; leave one out")
     if sampling.n != 1:
         raise ValueError(f"n must be 1, got {sampling.n}")
     if sampling.max_tokens is None or sampling.max_tokens > room:
@@ -170,6 +174,11 @@ def _check_sampling(proc: Any, request: Any) -> None:
     }
     wanted = inspect.signature(sampling.verify).parameters
     sampling.verify(**{name: value for name, value in offered.items() if name in wanted})
+
+
+def _is_seed_harmless(config: Any) -> bool:
+    """See rank.py, which mends it in every rank that imports it."""
+    return not current_platform.is_cpu() or config.parallel_config.worker_extension_cls == RANK
 
 
 def _check_lora(config: Any, lora: Any) -> None:

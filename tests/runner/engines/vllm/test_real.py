@@ -44,7 +44,7 @@ pytestmark = [
 
 
 def make(**limits: Any) -> Engine:
-    options = EngineOptions(threads=1, context_length=1024, engine_python=PYTHON, start_timeout_s=120, **limits)
+    options = EngineOptions(threads=1, context_length=1024, engine_python=PYTHON, start_timeout_s=300, **limits)
     return vllm.make_engine(EngineSpec(name="vllm", card=resolve("demo-hf"), options=options))
 
 
@@ -212,13 +212,14 @@ def _fuzzed(dice: random.Random) -> dict[str, Any]:
     }
 
 
-async def test_a_seeded_prompt_that_is_read_in_pieces_answers_as_one_that_is_not() -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+async def test_a_seeded_prompt_that_is_read_in_pieces_answers_as_one_that_is_not(ranks: int) -> None:
     """0.32 on the CPU dies of it by itself."""
     prompt = KNOWN["cases"][0]["prompt_ids"] * 20
     hot = SamplingParams(temperature=1.0, seed=7)
     answers = []
     for step in (64, 2048):
-        engine = make(max_running=8, max_batched_tokens=step, dtype="float32")
+        engine = make(max_running=8, max_batched_tokens=step, dtype="float32", tensor_parallel_size=ranks)
         try:
             await engine.start()
             answers.append(await answer(engine, prompt[:500], sampling=hot))

@@ -19,8 +19,8 @@ import pytest
 from runner.engines.base import Engine
 from runner.engines.process import ProcessEngine
 from runner.engines.replicas import Replicas
-from runner.errors import EngineDied, LlmrunError
-from runner.types import EmbedRequest
+from runner.errors import EngineDied, LlmrunError, RequestError
+from runner.types import EmbedRequest, SamplingParams
 from tests.runner.engines.vllm.program import running, seconds_until_gone
 from tests.runner.engines.vllm.test_real import BAD, KNOWN, PRESETS, PYTHON, answer, is_right, make, pytestmark
 
@@ -48,8 +48,17 @@ async def test_headless_refuses_what_is_bad_and_sees_the_death_of_its_core() -> 
                 assert not isinstance(error, EngineDied), (name, error)
             else:
                 pytest.fail(f"{name} was served")
+        await _check_long_seeded_prompts(engine)
         assert await is_right(engine) and engine.num_restarts == 0
         await _check_death_of_headless(engine)
+
+
+async def _check_long_seeded_prompts(engine: ProcessEngine) -> None:
+    """On a CPU they are refused, as nothing of ours is there to mend what they break; greedy ones are served."""
+    prompt, hot = KNOWN["cases"][0]["prompt_ids"] * 20, SamplingParams(temperature=1.0, seed=7)
+    with pytest.raises(RequestError, match="--vllm-mode headless on a CPU"):
+        await asyncio.gather(*[answer(engine, prompt[:1000], sampling=hot) for _ in range(8)])
+    assert await answer(engine, prompt[:1000], sampling=SamplingParams(temperature=0.0, seed=7))
 
 
 async def _check_death_of_headless(engine: ProcessEngine) -> None:
