@@ -69,7 +69,7 @@ class EndpointFrontend:
                 lease = await store.lease()
                 endpoint = self._endpoint(streams)
                 try:
-                    async with blocks_told(service.engine, self._settings, self._address, lease.id):
+                    async with blocks_told(service.engine, self._settings, self._address, lease):
                         await self._register(lease, endpoint, files)
                         code = await self._serve(lease, service, streams)
                 finally:

@@ -15,20 +15,26 @@ from runner.engines.process import ProcessEngine
 from runner.net.addresses import Address
 from runner.net.block_publisher import BlockPublisher
 from runner.net.settings import NetSettings
+from runner.net.store import Lease
 
 
 @contextlib.asynccontextmanager
 async def blocks_told(
-    engine: Engine, settings: NetSettings, address: Address, worker_id: int
+    engine: Engine | None, settings: NetSettings, address: Address, lease: Lease
 ) -> AsyncGenerator[None, None]:
-    """Publish while this is open; nothing where KV events are off or the engine is none of ours, or several."""
+    """Publish while this is open; nothing where KV events are off or the engine is none of ours, or several.
+
+    Raises StoreUnavailable.
+    """
     if not settings.kv_events or not isinstance(engine, ProcessEngine):
         yield
         return
-    publisher = BlockPublisher(settings.nats, address, worker_id)
+    publisher = BlockPublisher(settings.nats, address, lease.id)
     publisher.start()
-    engine.watch_blocks(partial(_tell, publisher))
     try:
+        for key, value in publisher.records.items():
+            await lease.put(key, value)
+        engine.watch_blocks(partial(_tell, publisher))
         yield
     finally:
         await publisher.close()

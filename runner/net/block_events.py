@@ -89,6 +89,31 @@ def subjects(address: Address) -> tuple[str, str]:
     return f"{component}.endpoint.{address.endpoint}.{TOPIC}", f"{component}.{TOPIC}"
 
 
+def source_records(address: Address, worker_id: int, publisher_id: int) -> dict[str, bytes]:
+    """What stands in the discovery while a worker publishes: without it, routers of 1.6 do not believe what they hear.
+
+    No `recovery_target`: we answer no questions about what was said before.
+    """
+    endpoint = {"namespace": address.namespace, "component": address.component, "name": address.endpoint}
+    common = {"scope": {"kind": "endpoint", "endpoint": endpoint}, "topic": TOPIC}
+    nats = {"kind": "Nats", "config": {"subject_prefix": subjects(address)[0].removesuffix(f".{TOPIC}")}}
+    source = {
+        "kv_state_endpoint": endpoint,
+        "worker": {"worker_id": worker_id, "dp_rank": 0},
+        "publisher_id": publisher_id,
+        "recovery_target": None,
+    }
+    tail = (
+        f"namespace/{address.namespace}/component/{address.component}/endpoint/{address.endpoint}"
+        f"/topic/{TOPIC}/{publisher_id:x}"
+    )
+    records: dict[str, dict[str, Any]] = {
+        f"v1/event_channels/{tail}": {"type": "EventChannel", "instance_id": publisher_id, "transport": nats},
+        f"v1/event_sources/{tail}": {"type": "EventSource", "publisher_id": publisher_id, "metadata": source},
+    }
+    return {key: msgspec.json.encode({**record, **common}) for key, record in records.items()}
+
+
 def encode_changes(publisher_id: int, sequence: int, changes: list[BlockChange]) -> bytes:
     """One message."""
     payload = _encode([_RouterEvent(one.worker_id, _Event(one.event_id, _data(one), one.rank)) for one in changes])

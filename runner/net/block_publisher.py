@@ -15,7 +15,7 @@ from typing import Any
 
 from runner.errors import EngineStartFailed, UsageError
 from runner.net.addresses import Address
-from runner.net.block_events import BlockChange, encode_changes, subjects
+from runner.net.block_events import BlockChange, encode_changes, source_records, subjects
 from runner.net.block_hashes import BlockNames, tokens_hashes
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class BlockPublisher:
     """Events of one worker. `start` begins to publish, `close` ends it. The other methods may be called at any time."""
 
     def __init__(self, nats: str, address: Address, worker_id: int) -> None:
-        self._nats, self._subject = nats, subjects(address)[0]
+        self._nats, self._address, self._subject = nats, address, subjects(address)[0]
         self._worker_id, self._publisher_id = worker_id, secrets.randbits(53)  # as exact as JSON numbers are
         self._names = BlockNames(_MAX_NAMES)
         self._last_id = 0
@@ -40,6 +40,11 @@ class BlockPublisher:
         self._waiting: list[BlockChange] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def records(self) -> dict[str, bytes]:
+        """For the discovery, under the worker's lease."""
+        return source_records(self._address, self._worker_id, self._publisher_id)
 
     def start(self) -> None:
         """Needs a running loop."""
