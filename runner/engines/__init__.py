@@ -61,7 +61,7 @@ _ROWS = (
     EngineEntry(
         name="vllm",
         summary="vLLM's EngineCore in an environment of its own, behind our frontend",
-        models=("hf",),
+        models=("hf", "gguf"),
         factory="runner.engines.vllm:make_engine",
         flags=tuple(flag for flag in ENGINE_FLAGS if flag != "device"),
         command="runner.engines.vllm:describe_command",

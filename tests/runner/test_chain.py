@@ -42,10 +42,10 @@ def test_slips_are_errors_and_no_reason_to_move_on(target: str, message: str) ->
 
 
 def test_what_cannot_take_the_model_or_a_flag_is_passed_over_with_the_reason() -> None:
-    made = plan("out=vllm,llamacpp,native", "m.gguf")
+    made = plan("out=sglang,llamacpp,native", "m.gguf")
     assert made.engine.name == "llamacpp"
     assert [fallback.engine.name for fallback in made.fallbacks] == ["native"]
-    assert [row.name for row in made.passed] == ["vllm"]
+    assert [row.name for row in made.passed] == ["sglang"]
     assert "a Hugging Face folder" in made.passed[0].why
     made = plan("out=native,llamacpp", "m.gguf", gpu_memory_utilization="0.5")
     assert (made.engine.name, made.fallbacks) == ("native", ())
@@ -54,10 +54,10 @@ def test_what_cannot_take_the_model_or_a_flag_is_passed_over_with_the_reason() -
 
 def test_nothing_left_is_one_error_with_every_reason() -> None:
     with pytest.raises(UsageError) as caught:
-        plan("out=vllm,llamacpp", "m.gguf", dtype="float32")
+        plan("out=sglang,llamacpp", "m.gguf", dtype="float32")
     lines = str(caught.value).splitlines()
     assert lines[0] == "none of the engines can serve this:"
-    assert sorted(line.split()[0] for line in lines[1:]) == ["out=llamacpp:", "out=vllm:"]
+    assert sorted(line.split()[0] for line in lines[1:]) == ["out=llamacpp:", "out=sglang:"]
 
 
 def test_one_engine_keeps_its_own_error() -> None:

