@@ -126,7 +126,7 @@ async def test_two_http_workers_share_one_core() -> None:
 
 
 async def test_an_adapter_changes_the_requests_that_name_it_only(tmp_path: Path) -> None:
-    _make_adapter(tmp_path)
+    make_adapter(tmp_path)
     async with started(adapters=(f"mine={tmp_path}",), dtype="float32") as engine:
         prompt = KNOWN["cases"][0]["prompt_ids"]
         plain = await answer(engine, prompt)
@@ -134,21 +134,21 @@ async def test_an_adapter_changes_the_requests_that_name_it_only(tmp_path: Path)
         assert again == plain != mine
 
 
-def _make_adapter(folder: Path) -> None:
-    """A PEFT folder for the demo model: rank 8 on every q_proj, large enough to be seen."""
+def make_adapter(folder: Path, *, seed: int = 1, rank: int = 8) -> None:
+    """A PEFT folder for the demo model: on every q_proj, large enough to be seen."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
     config = json.loads((PRESETS / "hf" / "config.json").read_text())
-    dice, weights = torch.Generator().manual_seed(1), {}
+    dice, weights = torch.Generator().manual_seed(seed), {}
     width, heads = config["hidden_size"], config["num_attention_heads"]
     out = heads * (config.get("head_dim") or width // heads)
     for layer in range(config["num_hidden_layers"]):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        weights[f"{name}.lora_A.weight"] = torch.randn(8, width, generator=dice)
-        weights[f"{name}.lora_B.weight"] = torch.randn(out, 8, generator=dice)
+        weights[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=dice)
+        weights[f"{name}.lora_B.weight"] = torch.randn(out, rank, generator=dice)
     save_file(weights, folder / "adapter_model.safetensors")
-    about = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
+    about = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps({**about, "base_model_name_or_path": "demo"}))
 
 
