@@ -31,9 +31,11 @@ def leave(reason: str) -> None:
 
 
 class Children:
-    """The processes that the engine has started, once it is up."""
+    """The processes that the engine has started, once it is up. `has_nodes`: other machines work with it, so that even
+    one that was killed may have been killed by its own kind (SGLang does) because another machine is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_nodes: bool = False) -> None:
+        self._has_nodes = has_nodes
         self._children = multiprocessing.active_children()
         self._titles = {child.pid: _title(child) for child in self._children}
         self._is_closing = False
@@ -46,7 +48,7 @@ class Children:
             return
         gone = by_sentinel[next(iter(connection.wait(list(by_sentinel))))]
         gone.join(1.0)
-        if (gone.exitcode or 0) >= 0:
+        if self._has_nodes or (gone.exitcode or 0) >= 0:
             time.sleep(KNOWS_BETTER_S)
         if not self._is_closing:
             leave(f"{self._titles[gone.pid]} (pid {gone.pid}) is gone: {describe_exit(gone.exitcode)}")

@@ -82,7 +82,7 @@ class SglangEngine:
             arguments["disable_overlap_schedule"] = True
         self.progress("loading the model", None)
         self._engine = sglang.Engine(**arguments)
-        self._children = endings.Children()
+        self._children = endings.Children(has_nodes=self._nodes is not None)
         if self._spec.options.node_rank:
             return EngineInfo(name=self._spec.name, version=version, max_running=1)
         self._take_over(asyncio.get_running_loop())

@@ -46,7 +46,7 @@ class VllmFollower:
 
         self.progress("loading the model", None)
         self._executor = MultiprocExecutor(config, monitor_workers=False)
-        self._children = endings.Children()
+        self._children = endings.Children(has_nodes=True)
         return EngineInfo(name=self._name, version=version, max_running=1)
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import psutil
 
+from model_cards.resolve import resolve
+from model_cards.tokenizer import load_tokenizer
+
 LLMRUN = str(Path(sys.executable).with_name("llmrun"))
 START_S = 300.0
 _CLIENT = """
@@ -108,6 +111,19 @@ def left(family: list[psutil.Process], within_s: float) -> list[psutil.Process]:
 def body(prompt: str | list[int], max_tokens: int) -> dict[str, Any]:
     """A greedy completion."""
     return {"model": "demo-hf", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+
+
+def has_known_ids(node: Node, known: dict[str, Any], num_cases: int) -> bool:
+    """Whether the known greedy token ids come. The API gives the text of each token (`logprobs`), and each text that
+    occurs here belongs to one id of the vocabulary."""
+    cases, stops = known["cases"][:num_cases], set(known["stop_token_ids"])
+    tokenizer = load_tokenizer(resolve("demo-hf"))
+    ids: dict[str, list[int]] = {}
+    for token in range(tokenizer.vocab_size):
+        ids.setdefault(tokenizer.decode([token]), []).append(token)
+    bodies = [{**body(case["prompt_ids"], len(case["greedy_ids"]) + 1), "logprobs": 1} for case in cases]
+    told = [[ids[text] for text in reply["choices"][0]["logprobs"]["tokens"]] for reply in node.ask(bodies)]
+    return told == [[[token] for token in case["greedy_ids"] if token not in stops] for case in cases]
 
 
 def is_right(node: Node, cases: list[dict[str, Any]]) -> bool:

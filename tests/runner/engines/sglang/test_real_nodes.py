@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.runner.engines.machines import Machine, can_make, two_machines
-from tests.runner.engines.node_program import LLMRUN, Node, body, is_right, left, named
+from tests.runner.engines.node_program import LLMRUN, Node, body, has_known_ids, is_right, left, named
 from tests.runner.engines.sglang.real import KNOWN, PYTHON
 
 BOUND_S = 10.0
@@ -67,7 +67,7 @@ def test_two_nodes_answer_like_one_and_die_together(
     nodes += [start(leader, 0, leader, tmp_path / "0.log"), start(other, 1, leader, tmp_path / "1.log")]
     nodes[0].wait_ready()
     assert is_right(nodes[0], CASES)
-
+    assert has_known_ids(nodes[0], KNOWN, len(CASES))
     assert is_steered_alike(nodes[0])
 
     # kill -9 of a rank of node 1 under 32 streams
