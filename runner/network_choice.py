@@ -37,7 +37,7 @@ def check_network(
     *,
     has_model: bool = True,
 ) -> None:
-    """Raises UsageError: a bad address, a flag on the wrong side, an engine that in=dyn cannot serve.
+    """Raises UsageError: a bad address, a flag on the wrong side or for what the engine cannot do.
 
     `engines` are those of out=A,B; `has_model`: a MODEL stands on the command line.
     """
@@ -49,9 +49,9 @@ def check_network(
     if is_worker:
         parse_address(frontend.argument)
         read_settings(options)
-        for engine in engines:
-            if engine.entry.level == "text":
-                raise UsageError(f"in=dyn serves token ids, and out={engine.entry.name} makes text; use in=http")
+        if text := next((engine.entry.name for engine in engines if engine.entry.level == "text"), None):
+            belongs = f"engines of token ids: an answer of out={text} cannot go on at another worker"
+            _refuse(settings, ("migration_limit",), unless=False, belongs=belongs)
     if ingress is not None:
         if len(engines) > 1:
             raise UsageError("out=dyn waits for its workers and never fails to start: it cannot stand in out=A,B")

@@ -35,9 +35,14 @@ class RemoteCard(msgspec.Struct, frozen=True, kw_only=True):
     """Workers of one model have the same."""
     migration_limit: int = 0
     block_size: int = _DEFAULT_BLOCK_SIZE
+    takes_text: bool = False
+    """Messages and text, not token ids."""
 
     def why_not_with(self, first: RemoteCard) -> str | None:
         """Why this worker cannot join those of `first`, or None."""
+        if self.takes_text != first.takes_text:
+            one, others = ("text", "token ids") if self.takes_text else ("token ids", "text")
+            return f"it takes {one}, the others take {others}; give it a --model-name of its own"
         if self.checksum != first.checksum:
             return (
                 f"its card of {self.card.name} is another one (checksum {self.checksum[:12]}, the others have "
@@ -60,38 +65,66 @@ async def read_card(card_json: dict[str, Any] | None, given: ModelCard | None, f
     own = read_own_card(card_json) if card_json is not None else None
     if own is not None:
         theirs = own.read()
-        if given is not None and given.vocab_size != theirs.vocab_size:
+        if given is not None and not own.takes_text and given.vocab_size != theirs.vocab_size:
             raise RecordError(
                 f"{given.name}, which is named here, has {given.vocab_size:,} tokens, the worker's {theirs.name} has "
                 f"{theirs.vocab_size:,}: it is another model. Leave MODEL out, and the worker's own files are used"
             )
         card = given or await fetch_card(own, folder)
+        checksum = f"{own.info.name} {theirs.mdcsum}" if own.takes_text else theirs.mdcsum
         return RemoteCard(
-            card=card, info=own.info, is_own=True, checksum=theirs.mdcsum, **_limits(card_json or {}, card)
+            card=card,
+            info=own.info,
+            is_own=True,
+            checksum=checksum,
+            takes_text=own.takes_text,
+            **_limits(card_json or {}, card),
         )
     if card_json is None:
         if given is None:
             raise RecordError("the worker publishes no card; name the MODEL on the command line")
         return _foreign(given, {})
+    if card_json.get("model_input", "Tokens") == "Text" and "Embedding" not in _kinds(card_json):
+        return _foreign(ModelCard(name=_name(card_json), source=_name(card_json)), card_json, takes_text=True)
     if given is not None:
         return _foreign(given, card_json)
     return _foreign(await asyncio.to_thread(_dynamo_card, card_json), card_json)
 
 
-def _foreign(card: ModelCard, card_json: dict[str, Any]) -> RemoteCard:
+def _kinds(card_json: dict[str, Any]) -> list[str]:
+    """Of "Chat | Completions". Raises RecordError where there is none that we serve."""
+    said = card_json.get("model_type")
+    kinds = [kind.strip() for kind in said.split("|")] if isinstance(said, str) else ["Chat"]
+    if not {"Chat", "Completions", "Embedding"} & set(kinds):
+        raise RecordError(f"the worker's model_type is {said!r:.60}; Chat, Completions and Embedding are served here")
+    return kinds
+
+
+def _name(card_json: dict[str, Any]) -> str:
+    name = card_json.get("display_name")
+    if not isinstance(name, str) or not name:
+        raise RecordError("the worker's card has no display_name")
+    return name
+
+
+def _foreign(card: ModelCard, card_json: dict[str, Any], *, takes_text: bool = False) -> RemoteCard:
+    kinds = _kinds(card_json)
     runtime = card_json.get("runtime_config") or {}
     info = EngineInfo(
         name="dynamo",
         context_length=_number(card_json.get("context_length")) or card.context_length,
         max_running=_number(runtime.get("max_num_seqs") if isinstance(runtime, dict) else None) or _DEFAULT_MAX_RUNNING,
-        capabilities=DYNAMO_CAPABILITIES,
+        capabilities=("embed",) if kinds == ["Embedding"] else DYNAMO_CAPABILITIES,
     )
     said = {name: card_json.get(name) for name in (*_FILE_FIELDS, "context_length")}
+    if takes_text or kinds == ["Embedding"]:
+        said["kind"] = [takes_text, *kinds]
     return RemoteCard(
         card=card,
         info=info,
         is_own=False,
         checksum=blake3(msgspec.json.encode(_without_paths(said), order="deterministic")).hexdigest(),
+        takes_text=takes_text,
         **_limits(card_json, card),
     )
 
@@ -116,12 +149,11 @@ def _without_paths(value: Any) -> Any:
 
 def _dynamo_card(card_json: dict[str, Any]) -> ModelCard:
     """From the files that the card names on a shared disk, else from the Hub. Raises RecordError and CardError."""
-    name = card_json.get("display_name")
-    if not isinstance(name, str) or not name:
-        raise RecordError("the worker's card has no display_name")
+    name = _name(card_json)
     if card_json.get("model_input", "Tokens") != "Tokens":
+        what = f"{card_json['model_input']!r:.40} as {card_json.get('model_type')!r:.40}"
         raise RecordError(
-            f"the worker of {name} takes {card_json['model_input']!r}, not token ids; it tokenizes itself"
+            f"the worker of {name} takes {what}, which is not served here; token ids are, and text as Chat"
         )
     template = _custom_template(card_json)
     places = [str(path.parent) for path in _paths(card_json)]

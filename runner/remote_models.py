@@ -19,8 +19,10 @@ from model_cards.errors import CardError
 from runner import paths
 from runner.catalog import Catalog
 from runner.console import say, warn
+from runner.engines.base import EngineSpec
 from runner.engines.remote import RemoteEngine
 from runner.engines.remote_pool import Worker, WorkerPool
+from runner.engines.remote_text import RemoteText
 from runner.errors import EngineStartFailed, LlmrunError
 from runner.net.addresses import Address, parse_address
 from runner.net.block_listener import BlockListener
@@ -32,6 +34,7 @@ from runner.net.store import Change, StoreRefused, StoreUnavailable
 from runner.pipeline import ChatPipeline
 from runner.plan import Plan
 from runner.remote_cards import RemoteCard, read_card
+from runner.services import ChatService
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ _Member = tuple[str, int]
 class _Model:
     """One model on offer, and the card of its first worker."""
 
-    def __init__(self, name: str, first: RemoteCard, service: ChatPipeline, pool: WorkerPool) -> None:
+    def __init__(self, name: str, first: RemoteCard, service: ChatService, pool: WorkerPool) -> None:
         self.name, self.first, self.service, self.pool = name, first, service, pool
         self.removal: asyncio.TimerHandle | None = None
 
@@ -248,9 +251,8 @@ class RemoteModels:
         )
         pool = WorkerPool(self._client, router)
         limit = settings.migration_limit if settings.migration_limit is not None else card.migration_limit
-        capabilities = tuple(name for name in card.info.capabilities if name != "embed")
         engine = RemoteEngine(
-            msgspec.structs.replace(card.info, name=f"dyn/{card.info.name}", capabilities=capabilities),
+            msgspec.structs.replace(card.info, name=f"dyn/{card.info.name}"),
             self._client,
             pool,
             model=name,
@@ -259,7 +261,11 @@ class RemoteModels:
             mdcsum=card.checksum if card.is_own else "",
             migration_limit=limit,
         )
-        service = ChatPipeline(card.card, engine, lenient=self._lenient, say=warn)
+        service: ChatService
+        if card.takes_text:
+            service = RemoteText(EngineSpec(name=f"dyn/{card.info.name}", card=card.card), engine)
+        else:
+            service = ChatPipeline(card.card, engine, lenient=self._lenient, say=warn)
         await service.start()
         model = self._models[name] = _Model(name, card, service, pool)
         self._catalog.add(service, *([self._alias] if self._alias else []))

@@ -167,6 +167,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     details: dict[str, Any] = {}
     """For people: device, threads, library, KV cache size ..."""
 
+    @property
+    def makes_text(self) -> bool:
+        """False for models that make embeddings and nothing else."""
+        return "embed" not in self.capabilities or "temperature" in self.capabilities
+
     def with_adapters(self, names: Iterable[str]) -> EngineInfo:
         """The same, with these adapters in place of those it named."""
         others = [word for word in self.capabilities if not word.startswith(ADAPTER)]

@@ -8,25 +8,25 @@ are is remote_pool.py's, the wire is runner.net's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 
 from runner.engines.merge import merge_tokens
+from runner.engines.remote_call import ELSEWHERE, ERRORS, LOST, RemoteCall
 from runner.engines.remote_pool import Worker, WorkerPool
-from runner.errors import EngineBusy, EngineDied, EngineFailed, LlmrunError, RequestError, UnsupportedField
+from runner.errors import EngineBusy, EngineDied, EngineFailed, LlmrunError, RequestError
 from runner.net.client import NetClient
+from runner.net.embeddings import VectorReader, encode_embedding
 from runner.net.messages import decode_delta, encode_request
-from runner.net.planes import Refused, TooLarge, Unreachable
-from runner.net.responses import ResponseStream, StreamBroken, StreamRefused
+from runner.net.planes import TooLarge
+from runner.net.responses import ResponseStream, StreamRefused
 from runner.net.routing import Prediction
 from runner.trace import trace_headers
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
 
-_LOST = (Unreachable, Refused, StreamBroken)
-_ELSEWHERE = ("busy", "died")
-"""Kinds of errors that another worker may not have."""
 _PATIENCE_S = 5.0
 """How long an answer that has begun waits for a worker to go on at, however often the pool changes meanwhile."""
 
@@ -79,7 +79,7 @@ class RemoteEngine:
                     if answer.is_finished:
                         return
                 raise EngineFailed(f"{worker} ended a stream without saying why")
-            except (*_LOST, StreamRefused) as error:
+            except (*LOST, StreamRefused) as error:
                 self._lost(worker, answer, error)
             except TooLarge as error:
                 raise RequestError(str(error), field="messages") from None
@@ -128,16 +128,27 @@ class RemoteEngine:
     def _lost(self, worker: Worker, answer: _Answer, error: Exception) -> None:
         """Prepare the next attempt. Raises what the answer ends with when there can be none."""
         kind = error.kind if isinstance(error, StreamRefused) else "died"
-        if kind not in _ELSEWHERE:
-            raise _ERRORS.get(kind, EngineFailed)(str(error)) from None
+        if kind not in ELSEWHERE:
+            raise ERRORS.get(kind, EngineFailed)(str(error)) from None
         if kind == "died":
             self.pool.mark_down(worker, str(error))
         if not answer.is_full:
             answer.lost(worker, error, kind)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        """Refused."""
-        raise UnsupportedField("out=dyn makes no embeddings; ask the worker's machine with in=http", field="model")
+        """See Engine. One worker makes all vectors of a request."""
+        call = self.call(field="input")
+        reader = VectorReader(len(request.inputs))
+        body = encode_embedding(request, self._model, self._mdcsum)
+        async with contextlib.aclosing(call.items(request.id, body)) as items:
+            async for item in items:
+                reader.read(item)
+                call.is_answered = reader.is_complete
+        return reader.result()
+
+    def call(self, *, field: str) -> RemoteCall:
+        """A call that is not moved. `field`: of the user's request, where that is too large."""
+        return RemoteCall(self._client, self.pool, field=field, nobody=self._nobody)
 
     async def health(self) -> None:
         """See Engine: well while one worker is."""
@@ -166,9 +177,6 @@ class RemoteEngine:
     async def close(self) -> None:
         """See Engine."""
         await self.pool.close()
-
-
-_ERRORS: dict[str, type[LlmrunError]] = {"request": RequestError, "unsupported": UnsupportedField}
 
 
 class _Answer:

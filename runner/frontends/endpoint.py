@@ -18,8 +18,9 @@ import msgspec
 from runner.catalog import Catalog
 from runner.console import say, warn
 from runner.engines.process import ProcessEngine
-from runner.errors import EngineBusy, EngineDied, EngineStartFailed, LlmrunError, UsageError
+from runner.errors import EngineBusy, EngineDied, EngineStartFailed, LlmrunError
 from runner.frontends.base import FrontendSpec
+from runner.frontends.endpoint_answers import TextAnswers, TokenAnswers
 from runner.frontends.endpoint_blocks import blocks_told
 from runner.frontends.endpoint_streams import EndpointStreams
 from runner.net.addresses import parse_address
@@ -31,6 +32,7 @@ from runner.net.records import Instance, card_key, encode_card, encode_instance,
 from runner.net.settings import make_store, read_settings
 from runner.net.store import Lease, StoreRefused, StoreUnavailable
 from runner.pipeline import ChatPipeline
+from runner.services import ChatService
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +58,21 @@ class EndpointFrontend:
     async def run(self, catalog: Catalog) -> int:
         """Serve until SIGINT or SIGTERM, then drain; 1 when the engine is lost. Raises EngineStartFailed."""
         service = catalog.default()
-        if not isinstance(service, ChatPipeline):
-            raise UsageError(f"in=dyn serves token ids, and out={service.info.name} makes text; use in=http")
-        if isinstance(service.engine, ProcessEngine):
-            service.engine.restart_eagerly = True  # while it is refused, no request would make it start again
-        streams = EndpointStreams(service.engine, service.info, service.card.vocab_size)
+        engine = service.engine if isinstance(service, ChatPipeline) else None
+        if isinstance(engine, ProcessEngine):
+            engine.restart_eagerly = True  # while it is refused, no request would make it start again
+        streams = EndpointStreams(
+            TextAnswers(service) if engine is None else TokenAnswers(engine, service.info, service.card.vocab_size)
+        )
         store = make_store(self._settings)
         limit = self._settings.migration_limit or 0
-        files = CardServer(service.card, service.info, migration_limit=limit)
+        files = CardServer(service.card, service.info, migration_limit=limit, takes_text=engine is None)
         with self._signals():
             try:
                 lease = await store.lease()
                 endpoint = self._endpoint(streams)
                 try:
-                    async with blocks_told(service.engine, self._settings, self._address, lease):
+                    async with blocks_told(engine, self._settings, self._address, lease):
                         await self._register(lease, endpoint, files)
                         code = await self._serve(lease, service, streams)
                 finally:
@@ -83,7 +86,7 @@ class EndpointFrontend:
                 await store.close()
         return code
 
-    async def _serve(self, lease: Lease, service: ChatPipeline, streams: EndpointStreams) -> int:
+    async def _serve(self, lease: Lease, service: ChatService, streams: EndpointStreams) -> int:
         """From the first request to the last; returns the exit code."""
         telling = asyncio.create_task(self._tell_load(lease, service, streams))
         try:
@@ -119,7 +122,7 @@ class EndpointFrontend:
         where = f"etcd {etcd}" if settings.store == "etcd" else f"folder {settings.folder}"
         say(f"Serving {model} as {self._address} (instance {instance.name}, {instance.target}) through {where}")
 
-    async def _watch(self, service: ChatPipeline, streams: EndpointStreams) -> int:
+    async def _watch(self, service: ChatService, streams: EndpointStreams) -> int:
         """Returns 0 when asked to stop, 1 when the engine is gone for good."""
         silent_s = 0.0
         while not self._stop.is_set():
@@ -137,12 +140,12 @@ class EndpointFrontend:
                 await asyncio.wait_for(self._stop.wait(), _WATCH_S)
         return 0
 
-    async def _tell_load(self, lease: Lease, service: ChatPipeline, streams: EndpointStreams) -> None:
+    async def _tell_load(self, lease: Lease, service: ChatService, streams: EndpointStreams) -> None:
         """For `llmrun workers`; never the reason for anything."""
         told = b""
         while True:
             with contextlib.suppress(StoreUnavailable, LlmrunError):
-                load = load_of(await service.engine.stats(), streams.num_open, service.card.kv_cache_block_size)
+                load = load_of(await service.stats(), streams.num_open, service.card.kv_cache_block_size)
                 if (now := msgspec.json.encode(load)) != told:
                     await lease.put(load_key(self._address, lease.id), now)
                     told = now

@@ -1,29 +1,27 @@
 """The answers of a worker: requests off the request plane, through the engine, out on the response plane.
 
-Owns what happens to one request, and to all when the worker drains. Knows nothing of discovery.
+Owns what happens to one request, and to all when the worker drains. What stands in a request and in its answer is
+endpoint_answers.py's. Knows nothing of discovery.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from typing import Any, NamedTuple
 
 import msgspec
 
-from runner.capabilities import Capabilities, Reporter
-from runner.engines.base import Engine
 from runner.errors import EngineBusy, EngineDied, LlmrunError, RequestError, UnsupportedField
+from runner.frontends.endpoint_answers import Answers
 from runner.net.answers import ResponseWriter, open_response
 from runner.net.codecs import DECODERS, decode_item
 from runner.net.frames import FrameError, decode_frame
-from runner.net.messages import DEADLINE, decode_request, encode_delta, is_late
+from runner.net.messages import DEADLINE, is_late
 from runner.net.planes import OWN, PING
 from runner.net.responses import Kind
 from runner.trace import set_trace, trace_headers
-from runner.types import EngineInfo, TokenRequest
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +46,9 @@ class _Call(NamedTuple):
 class EndpointStreams:
     """All answers that run. While `refusal` is set, llmrun's requests are refused with it before they begin."""
 
-    def __init__(self, engine: Engine, info: EngineInfo, vocab_size: int) -> None:
+    def __init__(self, answers: Answers) -> None:
         self.refusal: str | None = None
-        self.num_requests = 0
-        self.num_tokens = 0
-        self._engine, self._info, self._vocab_size = engine, info, vocab_size
-        self._capabilities = Capabilities(info)
+        self._answers = answers
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[ResponseWriter] = set()
         self._ids: set[str] = set()
@@ -115,53 +110,18 @@ class EndpointStreams:
         except (RequestError, EngineDied, ValueError) as error:
             await writer.accept(str(error), _kind(error))
             return
-        self.num_requests += 1
         await writer.accept()
-        logger.info("request %s: %d tokens%s", call.id, len(request.token_ids), _trace())
+        logger.info("request %s: %s%s", call.id, self._answers.describe(request), _trace())
         try:
-            await self._generate(request, writer)
+            await self._answers.answer(request, writer)
         except LlmrunError as error:
             await writer.fail(str(error), _kind(error))
 
-    def _request(self, call: _Call) -> TokenRequest:
+    def _request(self, call: _Call) -> Any:
         """Raises RequestError, EngineDied, ValueError."""
         if self.refusal is not None:
             raise EngineDied(self.refusal)
-        body = decode_item(call.codec, call.body)
-        request = decode_request(body, call.id, self._info.context_length or 1 << 30)
-        self._check(request)
-        return request
-
-    def _check(self, request: TokenRequest) -> None:
-        """A stranger's request has passed no pipeline: what could break the engine is refused here."""
-        ids = request.token_ids
-        if not ids or min(ids) < 0 or (self._vocab_size and max(ids) >= self._vocab_size):
-            raise RequestError(
-                f"token_ids has ids outside of 0 to {self._vocab_size - 1:,}" if ids else "token_ids is empty"
-            )
-        if request.max_tokens < 1 or (
-            self._info.context_length and len(ids) + request.max_tokens > self._info.context_length
-        ):
-            raise RequestError(
-                f"{len(ids):,} tokens of prompt and {request.max_tokens:,} of answer; "
-                f"the context has {self._info.context_length:,}"
-            )
-        report = Reporter(self._capabilities, lenient=False)
-        self._capabilities.check_sampling(request.sampling, report)
-        self._capabilities.check_min_tokens(request.min_tokens, report)
-        self._capabilities.check_adapter(request.adapter, report)
-
-    async def _generate(self, request: TokenRequest, writer: ResponseWriter) -> None:
-        num_made, prompt_tokens = 0, len(request.token_ids)
-        async with contextlib.aclosing(self._engine.generate(request)) as deltas:
-            async for delta in deltas:
-                num_made += len(delta.token_ids)
-                self.num_tokens += len(delta.token_ids)
-                item = encode_delta(delta, prompt_tokens, num_made)
-                if delta.finish is not None:
-                    await writer.finish(item)
-                    return
-                await writer.send(item)
+        return self._answers.read(decode_item(call.codec, call.body), call.id)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for the answers that run, then end what is left with an error."""

@@ -47,6 +47,8 @@ class OwnCard(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, CardFile] = {}
     version: str = ""
     """Of the worker's llmrun, for messages."""
+    takes_text: bool = False
+    """Messages and text instead of token ids."""
 
     def read(self) -> ModelCard:
         """The card itself. Raises RecordError."""
@@ -59,8 +61,12 @@ class OwnCard(msgspec.Struct, frozen=True, kw_only=True):
 class CardServer:
     """The worker's HTTP server for the files of one card."""
 
-    def __init__(self, card: ModelCard, info: EngineInfo, *, migration_limit: int = 0) -> None:
-        self._card, self._info = card, info
+    def __init__(
+        self, card: ModelCard, info: EngineInfo, *, migration_limit: int = 0, takes_text: bool = False
+    ) -> None:
+        """`takes_text`: the worker takes messages and text, not token ids, and its card needs no files."""
+        self._card = msgspec.structs.replace(card, tokenizer=None) if takes_text else card
+        self._info, self._takes_text = info, takes_text
         self._migration_limit = migration_limit
         self._files: dict[str, bytes] = {}
         self._runner: web.AppRunner | None = None
@@ -87,7 +93,10 @@ class CardServer:
             name: CardFile(url=base + quote(name, safe=""), blake3=blake3(data).hexdigest(), size=len(data))
             for name, data in self._files.items()
         }
-        own = OwnCard(card=_portable(card).to_json(), info=self._info, files=files, version=__version__)
+        own = OwnCard(
+            card=_portable(card).to_json(), info=self._info, files=files, version=__version__,
+            takes_text=self._takes_text,
+        )  # fmt: skip
         return {
             "display_name": card.name,
             "slug": card.slug,
@@ -95,8 +104,8 @@ class CardServer:
             "context_length": self._info.context_length or card.context_length,
             "kv_cache_block_size": self._info.details.get("block_size") or card.kv_cache_block_size,
             "migration_limit": self._migration_limit,
-            "model_type": "Chat | Completions",
-            "model_input": "Tokens",
+            "model_type": "Chat | Completions" if self._info.makes_text else "Embedding",
+            "model_input": "Text" if self._takes_text else "Tokens",
             "user_data": {"llmrun": msgspec.to_builtins(own)},
         }
 

@@ -148,7 +148,7 @@ def _context(names: TlsNames) -> ssl.SSLContext | None:
         raise UsageError(f"{names.key} is set and {names.cert} is not; set both, or neither")
     if not authority and not cert:
         return None
-    context = _checked(names.ca, authority, lambda: _trusting(authority))
+    context: ssl.SSLContext = _checked(names.ca, authority, lambda: _trusting(authority))
     if cert:
         _checked(names.cert, cert, lambda: _present(context, cert, key))
     return context

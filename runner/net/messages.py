@@ -96,7 +96,7 @@ def decode_request(body: Any, request_id: str, room: int) -> TokenRequest:
         else:
             extra = _Extra(sampling=_decode_sampling(body))
         max_tokens = stop.get("max_tokens")
-        _check_ids(token_ids, stops)
+        check_ids(token_ids, stops)
         return TokenRequest(
             id=request_id,
             token_ids=token_ids,
@@ -110,7 +110,7 @@ def decode_request(body: Any, request_id: str, room: int) -> TokenRequest:
         raise RequestError(f"the request cannot be read: {error!r:.500}") from None
 
 
-def _check_ids(*several: Sequence[int]) -> None:
+def check_ids(*several: Sequence[int]) -> None:
     """Whether they are in the vocabulary is the engine's to say. Raises ValueError."""
     for ids in several:
         if ids and not (min(ids) >= 0 and max(ids) <= _MAX_ID):

@@ -1,4 +1,4 @@
-"""Workers that do not fit, beside one that does: each is left out with a reason and a next step, and the rest serves."""
+"""Workers that do not fit, beside one that does: each is left out with a reason and a next step; the rest serves."""
 
 from __future__ import annotations
 

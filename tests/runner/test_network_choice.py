@@ -18,7 +18,11 @@ from tests.runner.test_plan import plan
         (["in=dyn"], {}, "in=dyn needs an address: in=dyn://namespace"),
         (["in=dyn://a b", "m.gguf"], {}, "is no address"),
         (["in=http", "out=dyn://a*"], {}, "is no address"),
-        (["in=dyn://a", "out=echo_full"], {}, "in=dyn serves token ids, and out=echo_full makes text"),
+        (
+            ["in=dyn://a", "out=echo_full"],
+            {"migration_limit": "3"},
+            "an answer of out=echo_full cannot go on at another",
+        ),
         (["in=http", "out=dyn,llamacpp"], {}, "cannot stand in out=A,B"),
         (["in=http", "out=dyn"], {"threads": "2"}, "--threads is a flag of the worker"),
         (["in=http", "out=dyn"], {"request_plane": "tcp"}, "--request-plane is a flag of in=dyn"),

@@ -21,6 +21,7 @@ import psutil
 from runner.engines.base import Engine
 from runner.engines.remote import RemoteEngine
 from runner.engines.remote_pool import Worker, WorkerPool
+from runner.frontends.endpoint_answers import TokenAnswers
 from runner.frontends.endpoint_streams import EndpointStreams
 from runner.net.addresses import Address
 from runner.net.client import NetClient
@@ -70,7 +71,7 @@ class InProcess:
         info = EngineInfo(name="none")
         for number, engine in enumerate(self.engines, 1):
             info = await engine.start()
-            streams = EndpointStreams(engine, info, 512)
+            streams = EndpointStreams(TokenAnswers(engine, info, 512))
             endpoint = TcpEndpoint("127.0.0.1", streams.take)
             target = await endpoint.start(f"{number:x}/{ADDRESS.path}")
             instance = Instance(address=ADDRESS, id=number, plane="tcp", target=target, codec="msgpack")

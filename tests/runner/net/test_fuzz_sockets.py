@@ -25,6 +25,7 @@ from model_cards.card import ModelCard, TokenizerRef
 from model_cards.errors import CardError
 from runner.engines import echo
 from runner.engines.base import Engine, EngineOptions, EngineSpec
+from runner.frontends.endpoint_answers import TokenAnswers
 from runner.frontends.endpoint_streams import EndpointStreams
 from runner.net.card_files import CardFile, OwnCard, fetch_card
 from runner.net.etcd import EtcdStore
@@ -188,7 +189,7 @@ async def test_messages_through_nats(cluster: InProcess, num: int) -> None:
     daemon.start()
     url = f"nats://127.0.0.1:{daemon.port}"
     engine = _engine()
-    streams = EndpointStreams(engine, await engine.start(), 512)
+    streams = EndpointStreams(TokenAnswers(engine, await engine.start(), 512))
     endpoint = NatsEndpoint(url, streams.take)
     connection = None
     try:
