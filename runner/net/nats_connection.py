@@ -19,6 +19,7 @@ from runner.net.credentials import NATS_TLS, NatsLogin, bare_url, read_nats_logi
 _CONNECT_S = 10.0
 _STEP_S = 3
 """Of each: the connection, the server's first words, TLS, the answer to ours."""
+_CLOSE_S = 2.0
 
 
 class _Refused(errors.Error):
@@ -31,6 +32,13 @@ class _Connection(Client):
     def __init__(self, *, must_encrypt: bool) -> None:
         super().__init__()
         self._must_encrypt = must_encrypt
+
+    async def close(self) -> None:
+        """Never raises: nats-py passes on the cancelling of its own task where it was just coming back."""
+        closing = asyncio.create_task(super().close())
+        await asyncio.wait({closing}, timeout=_CLOSE_S)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """The server's first words, before we say ours."""

@@ -1,5 +1,5 @@
-"""Mutated bytes over real sockets: request planes, call-home plane, etcd's answers, card files. What is right after
-each is still served right, and the memory stays bounded.
+"""Mutated bytes over real sockets: request planes, acknowledgements, call-home plane and its control frames, servers
+that pose as etcd, NATS or a worker's card server. What is right is served right after it, and memory stays bounded.
 
 Everyday 1,500 inputs; `-m fuzz` 100,000 (LLMRUN_FUZZ_SOCKETS: as many). The decoders alone have a test of their own.
 """
@@ -7,9 +7,11 @@ Everyday 1,500 inputs; `-m fuzz` 100,000 (LLMRUN_FUZZ_SOCKETS: as many). The dec
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
 import random
+import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -27,13 +29,15 @@ from runner.engines import echo
 from runner.engines.base import Engine, EngineOptions, EngineSpec
 from runner.frontends.endpoint_answers import TokenAnswers
 from runner.frontends.endpoint_streams import EndpointStreams
+from runner.net import planes
+from runner.net.answers import open_response
 from runner.net.card_files import CardFile, OwnCard, fetch_card
 from runner.net.etcd import EtcdStore
 from runner.net.frames import encode_frame
 from runner.net.messages import encode_request
 from runner.net.nats_connection import connect_nats
-from runner.net.planes import NatsEndpoint
-from runner.net.records import RecordError
+from runner.net.planes import NatsEndpoint, NatsRequests, Refused, TcpRequests, TooLarge, Unreachable
+from runner.net.records import Instance, RecordError
 from runner.net.responses import StreamBroken, StreamRefused
 from runner.net.store import StoreUnavailable
 from runner.types import EngineInfo, TokenRequest
@@ -42,6 +46,7 @@ from tests.runner.net.cluster import ADDRESS, InProcess
 from tests.runner.net.mutations import Mutator
 
 NUM = int(os.environ.get("LLMRUN_FUZZ_SOCKETS", "100000"))
+TIMEOUT_S = 400 + NUM // 100
 _LEAK_BYTES = 64 << 20
 _AT_ONCE = 16
 CARD = ModelCard(name="toy", source="toy", vocab_size=512, context_length=4096, eos_token_ids=(2,))
@@ -68,11 +73,14 @@ async def cluster() -> AsyncIterator[InProcess]:
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[None]:
+def bounded(what: str, num: int) -> Iterator[None]:
     """No more memory at the end than a fraction of what went through."""
-    before = psutil.Process().memory_info().rss
+    process = psutil.Process()
+    before = process.memory_info().rss
     yield
-    assert psutil.Process().memory_info().rss - before < _LEAK_BYTES
+    after = process.memory_info().rss
+    print(f"\n{what}: {num:,} inputs, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after")
+    assert after - before < _LEAK_BYTES
 
 
 async def served_right(cluster: InProcess) -> None:
@@ -124,8 +132,8 @@ def request_frame(cluster: InProcess, mutator: Mutator) -> bytes:
     return encode_frame(msgspec.json.encode(control), body)
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("num", sizes(0.5))
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("num", sizes(0.43))
 async def test_the_tcp_request_plane(cluster: InProcess, num: int) -> None:
     (worker,) = cluster.pool.workers
     where, _, path = worker.instance.target.partition("/")
@@ -140,7 +148,7 @@ async def test_the_tcp_request_plane(cluster: InProcess, num: int) -> None:
             message = mutator.bytes(message[: len(message) - len(frame)]) + frame
         await send(host, int(port), message)
 
-    with bounded():
+    with bounded("TCP request plane", num):
         await spread(num, one)
         await served_right(cluster)
     async with asyncio.timeout(20):
@@ -148,7 +156,7 @@ async def test_the_tcp_request_plane(cluster: InProcess, num: int) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("num", sizes(0.3))
 async def test_the_call_home_plane(cluster: InProcess, num: int) -> None:
     home = cluster.client._home
@@ -175,15 +183,15 @@ async def test_the_call_home_plane(cluster: InProcess, num: int) -> None:
         finally:
             stream.close()
 
-    with bounded():
+    with bounded("call-home plane", num):
         await spread(num, one)
         await served_right(cluster)
     assert not home._expected
 
 
 @pytest.mark.dist
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("num", sizes(0.1))
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("num", sizes(0.08))
 async def test_messages_through_nats(cluster: InProcess, num: int) -> None:
     daemon = daemons.nats()
     daemon.start()
@@ -206,7 +214,7 @@ async def test_messages_through_nats(cluster: InProcess, num: int) -> None:
             }
             await connection.request(subject, data, timeout=10, headers=headers)  # each is answered
 
-        with bounded():
+        with bounded("NATS subject", num):
             await spread(num, one)
             await served_right(cluster)
         assert streams.refusal is None
@@ -217,6 +225,123 @@ async def test_messages_through_nats(cluster: InProcess, num: int) -> None:
         await endpoint.close()
         await engine.close()
         daemon.kill()
+
+
+@contextlib.asynccontextmanager
+async def tcp_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """A server on a free port, whose every connection ends with `serve`."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await serve(reader, writer)  # cancelled: the test is over
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("num", sizes(0.05))
+async def test_acknowledgements_of_a_worker_that_is_none(num: int) -> None:
+    mutator = Mutator(3)
+    seeds = (struct.pack(">I", 0), struct.pack(">I", 4) + b"full", struct.pack(">I", 0) * 2)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(mutator.bytes(mutator.rng.choice(seeds)))
+        await writer.drain()
+
+    outcomes: collections.Counter[str] = collections.Counter()
+    async with tcp_server(serve) as port:
+        instance = Instance(address=ADDRESS, id=1, plane="tcp", target=f"127.0.0.1:{port}/x")
+
+        async def one(_: Mutator) -> None:
+            requests = TcpRequests()
+            try:
+                await requests.send(instance, b"frame", {})
+                outcomes["taken"] += 1
+            except (Unreachable, Refused) as error:
+                outcomes[type(error).__name__] += 1
+            finally:
+                await requests.close()
+
+        with bounded("acknowledgements", num):
+            await spread(num, one)
+    print(dict(outcomes))
+    assert set(outcomes) == {"taken", "Unreachable", "Refused"}, outcomes
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("num", sizes(0.04))
+async def test_control_frames_of_an_ingress_that_is_none(num: int) -> None:
+    mutator = Mutator(4)
+    stop = encode_frame(b'"stop"')
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(mutator.bytes(stop * mutator.rng.randrange(1, 3)))
+        await writer.drain()
+
+    async with tcp_server(serve) as port:
+
+        async def one(_: Mutator) -> None:
+            with contextlib.suppress(ConnectionError):
+                writer = await open_response({"address": f"127.0.0.1:{port}", "subject": "s"}, "json")
+                await writer.accept()
+                async with asyncio.timeout(10):
+                    await writer.stopped.wait()
+                await writer.close(linger=False)
+
+        with bounded("control frames", num):
+            await spread(num, one)
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("num", sizes(0.003))
+async def test_a_server_that_is_no_nats(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planes, "ACK_S", 0.3)
+    mutator = Mutator(5)
+    info = b'INFO {"server_id":"x","version":"2.10","headers":true,"max_payload":1048576,"proto":1}\r\n'
+
+    def maybe(data: bytes, share: float) -> bytes:
+        return mutator.bytes(data) if mutator.rng.random() < share else data
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(maybe(info, 0.3))
+        await reader.readuntil(b"PING\r\n")
+        writer.write(maybe(b"PONG\r\n", 0.3))
+        said = b""
+        while data := await reader.read(4096):
+            said += data
+            if found := re.search(rb"PUB \S+ (\S+) ", said):
+                seed = mutator.rng.choice((b"MSG %b 1 0\r\n\r\n", b"MSG %b 1 4\r\nfull\r\n")) % found[1]
+                writer.write(maybe(seed, 0.7))
+                await writer.drain()
+                return
+
+    outcomes: collections.Counter[str] = collections.Counter()
+    async with tcp_server(serve) as port:
+        instance = Instance(address=ADDRESS, id=1, plane="nats_tcp", target="ns_pool.gen-1")
+
+        async def one(_: Mutator) -> None:
+            requests = NatsRequests(f"nats://127.0.0.1:{port}")
+            try:
+                async with asyncio.timeout(30):
+                    await requests.send(instance, b"frame", {})
+                outcomes["taken"] += 1
+            except (Unreachable, Refused, TooLarge) as error:
+                outcomes[type(error).__name__] += 1
+            finally:
+                await requests.close()
+
+        with bounded("a NATS that is none", num):
+            await spread(num, one)
+    print(dict(outcomes))
+    assert num < 100 or {"taken", "Unreachable", "Refused"} <= set(outcomes), outcomes
 
 
 @contextlib.asynccontextmanager
@@ -244,7 +369,7 @@ _ETCD = {
 }
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("num", sizes(0.05))
 async def test_answers_of_etcd(num: int) -> None:
     mutator, is_good = Mutator(1), False
@@ -256,7 +381,7 @@ async def test_answers_of_etcd(num: int) -> None:
     async with http_server(answer) as url:
         store = EtcdStore((url,))
         try:
-            with bounded():
+            with bounded("etcd's answers", num):
                 for _ in range(num // 3 + 1):
                     with contextlib.suppress(StoreUnavailable):
                         assert all(isinstance(entry.value, bytes) for entry in await store.entries("k"))
@@ -270,7 +395,7 @@ async def test_answers_of_etcd(num: int) -> None:
             await store.close()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("num", sizes(0.05))
 async def test_files_of_a_card(num: int, tmp_path: Path) -> None:
     good, mutator, is_good = random.Random(3).randbytes(2000), Mutator(2), False
@@ -286,7 +411,7 @@ async def test_files_of_a_card(num: int, tmp_path: Path) -> None:
         card = msgspec.structs.replace(CARD, tokenizer=TokenizerRef(kind="hf", path="tokenizer.json"))
         file = CardFile(url=f"{url}/f", blake3=blake3(good).hexdigest(), size=len(good))
         own = OwnCard(card=card.to_json(), info=EngineInfo(name="x"), files={"tokenizer.json": file})
-        with bounded():
+        with bounded("card files", num):
             for number in range(num):
                 with contextlib.suppress(RecordError, CardError):
                     await fetch_card(own, tmp_path / "bad")
