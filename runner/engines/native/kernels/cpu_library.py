@@ -12,9 +12,9 @@ from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from runner.engines.native.kernels.cpu_build import BuildFailed, library_path
 
 _SPIN_US = 300
-"""How long an idle thread stays awake for the next call: about the Python between two short steps. One that sleeps comes
-80 us late to the next (a demo-size model, one sampled stream, through the engine process: 479 us a token with 50, 392
-with 300; more streams: no difference)."""
+"""How long an idle thread stays awake for the next call: about the Python between two short steps. One that sleeps is
+80 us late (a demo-size model, one sampled stream, through the engine process: 479 us a token with 50, 392 with 300;
+no difference with more streams)."""
 
 F32, BF16, F16, I8, FP8 = range(5)
 BLOCKS = ("sequential", "parallel", "parallel_two_norms", "post_norm", "sandwich")
