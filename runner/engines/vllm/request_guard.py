@@ -42,9 +42,22 @@ def install(sharing: Sharing) -> None:
         return original(self, request)
 
     process.preprocess_add_request = preprocess
+    process.add_request = _adding_once(process.add_request)
     process._handle_request_preproc_error = _refuse
     process.llmrun_stats = stats
     _watch_ranks()
+
+
+def _adding_once(original: Any) -> Any:
+    """In the thread of the steps, since two of one id may come before the first is known to the scheduler."""
+
+    def add(self: Any, request: Any, *args: Any, **options: Any) -> None:
+        if request.request_id in self.scheduler.requests:  # without an answer: that would end the one that runs
+            sys.stderr.write(f"[llmrun] request {request.request_id} is refused: one of this id is running\n")
+            return
+        original(self, request, *args, **options)
+
+    return add
 
 
 def let_nodes_speak_first() -> None:
@@ -100,18 +113,12 @@ def check(proc: Any, request: Any) -> None:
     if reason is not None:
         raise ValueError(reason)
     model = proc.vllm_config.model_config
-    if request.request_id in proc.scheduler.requests:
-        raise DuplicateId("a request of this id is running")
     _check_prompt(request, model)
     _check_kind(request, model)
     if request.sampling_params is not None:
         _check_sampling(proc, request)
     if request.lora_request is not None:
         _check_lora(proc.vllm_config, request.lora_request)
-
-
-class DuplicateId(ValueError):
-    """The error must not end the request that runs under the id."""
 
 
 _reasons: dict[str, str] = {}
@@ -229,8 +236,6 @@ def _refuse(self: Any, request: Any) -> None:
     """In place of a finish without words: the reason travels in `stop_reason`."""
     error = sys.exc_info()[1]
     sys.stderr.write(f"[llmrun] request {request.request_id} is refused: {error}\n")
-    if isinstance(error, DuplicateId):
-        return
     output = EngineCoreOutput(
         request_id=request.request_id,
         new_token_ids=[],

@@ -89,8 +89,10 @@ async def test_a_second_request_of_a_running_id_does_not_end_the_first(engine: P
     key = link.next_key()
     stream = link.streams[key] = _Stream()
     body = link._wire.add(str(key), PROMPT, sampling_params={**SAMPLING, "max_tokens": 200, "ignore_eos": True})
-    link._send(wire.ADD, body)
-    link._send(wire.ADD, body)
+    for _ in range(5):  # before the first can be known, ...
+        link._send(wire.ADD, body)
+    await asyncio.sleep(0.1)
+    link._send(wire.ADD, body)  # ... and while it runs
     async with asyncio.timeout(30):
         while stream.tokens is None or stream.tokens.finish is None:
             assert stream.error is None
