@@ -1,7 +1,8 @@
 """Discovery in a folder that ingress and workers share: no daemon. A key is a file, its lease is the file's age.
 
-Files are written under a hidden name and renamed, so that nobody reads half a file. Ages are compared with the
-folder's own clock (a file that the reader touches), so that machines need not agree on the time.
+Files are written under a hidden name and renamed, so that nobody reads half a file. Ages are compared with the clock of
+the folder (a file that the reader touches, in a folder of its own): machines need not agree on the time. A key that
+comes or goes changes the folder's time, which costs nothing to look at; all files are looked at now and then.
 """
 
 from __future__ import annotations
@@ -10,13 +11,20 @@ import asyncio
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from runner.net.store import LEASE_S, Change, Entry, StoreUnavailable
 
-_POLL_S = 0.2
+_POLL_S = 0.05
+_SCAN_EVERY_S = 0.5
+"""For leases that run out, and for shared disks that tell the folder's time late."""
+_TICK_NS = 20_000_000
+"""A file system's clock goes in steps: within one of them the folder may change again without another time."""
+_CLOCKS = ".clocks"
+_OLD_CLOCK_S = 60.0
 _MAX_VALUE_BYTES = 64 << 20
 
 
@@ -28,6 +36,7 @@ class FolderStore:
         self.lease_s = lease_s
         self.where = f"the folder {folder}"
         self._leases: set[FolderLease] = set()
+        self._clock: Path | None = None
 
     async def check(self, prefix: str) -> None:
         """See Store. A folder that is not there yet may come."""
@@ -46,6 +55,9 @@ class FolderStore:
         """See Store."""
         for lease in list(self._leases):
             await lease.revoke()
+        if self._clock is not None:
+            with contextlib.suppress(OSError):
+                self._clock.unlink(missing_ok=True)
 
     def forget(self, lease: FolderLease) -> None:
         """A lease that is over."""
@@ -55,14 +67,27 @@ class FolderStore:
         """See Store."""
         known: dict[str, tuple[int, bytes]] = {}
         is_told = False
+        seen_at, scan_at = None, 0.0
+        loop = asyncio.get_running_loop()
         while True:
-            with contextlib.suppress(OSError):
-                for change in self._scan(prefix, known):
-                    yield change
+            changed_at = self._changed_at()
+            if changed_at is None or changed_at != seen_at or loop.time() >= scan_at:
+                seen_at, scan_at = changed_at, loop.time() + _SCAN_EVERY_S
+                with contextlib.suppress(OSError):
+                    for change in self._scan(prefix, known):
+                        yield change
             if not is_told:
                 is_told = True
                 yield Change("", b"")
             await asyncio.sleep(_POLL_S)
+
+    def _changed_at(self) -> int | None:
+        """When a key last came or went; None where it may be now, or cannot be told."""
+        try:
+            changed_at = self.folder.stat().st_mtime_ns
+        except OSError:
+            return None
+        return changed_at if abs(time.time_ns() - changed_at) > _TICK_NS else None
 
     def _scan(self, prefix: str, known: dict[str, tuple[int, bytes]]) -> list[Change]:
         """Differences to `known`, which it brings up to date."""
@@ -109,12 +134,27 @@ class FolderStore:
         return self.folder / quote(key, safe="")
 
     def _now(self) -> float:
-        clock = self.folder / f".clock-{os.getpid()}"
+        """Of the folder's own clock."""
+        if self._clock is None:
+            self._clock = self._make_clock()
         try:
-            clock.touch()
-            return clock.stat().st_mtime
-        finally:
-            clock.unlink(missing_ok=True)
+            os.utime(self._clock)
+        except FileNotFoundError:
+            self._clock = self._make_clock()
+        return self._clock.stat().st_mtime
+
+    def _make_clock(self) -> Path:
+        """A file that only we touch; those that nobody has touched for long go."""
+        folder = self.folder / _CLOCKS
+        folder.mkdir(mode=0o700, exist_ok=True)
+        clock = folder / secrets.token_hex(8)
+        clock.touch()
+        now = clock.stat().st_mtime
+        for other in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if now - other.stat().st_mtime > _OLD_CLOCK_S:
+                    other.unlink()
+        return clock
 
 
 class FolderLease:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from runner.net.etcd import EtcdStore
 from runner.net.folder import FolderStore
-from runner.net.store import Store, StoreUnavailable
+from runner.net.store import Change, Store, StoreUnavailable
 from tests.runner.net import daemons
 
 
@@ -95,6 +96,49 @@ async def test_a_lease_outlives_its_time_and_ends_when_nobody_keeps_it(stores: A
     lease._task.cancel()  # as if killed
     await watcher.until({})
     await watcher.close()
+
+
+async def test_a_folder_that_does_not_change_is_looked_at_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, num_scans = FolderStore(tmp_path / "folder"), 0
+    scan = FolderStore._scan
+
+    def counted(self: FolderStore, prefix: str, known: dict[str, tuple[int, bytes]]) -> list[Change]:
+        nonlocal num_scans
+        num_scans += 1
+        return scan(self, prefix, known)
+
+    lease = await store.lease()
+    await lease.put("k/1", b"v")
+    await asyncio.sleep(0.1)  # what is just written may change again within a tick of the clock
+    monkeypatch.setattr(FolderStore, "_scan", counted)
+    watchers = [Watcher(FolderStore(tmp_path / "folder"), "k") for _ in range(3)]
+    await asyncio.sleep(1.2)
+    assert 3 <= num_scans <= 3 * 4
+    await lease.put("k/2", b"v")
+    for watcher in watchers:
+        await watcher.until({"k/1": b"v", "k/2": b"v"})
+        await watcher.close()
+    await store.close()
+
+
+async def test_clocks_that_nobody_touches_any_more_go(tmp_path: Path) -> None:
+    clocks = tmp_path / ".clocks"
+    clocks.mkdir()
+    old = clocks / "old"
+    old.touch()
+    os.utime(old, (1, 1))
+    store = FolderStore(tmp_path)
+    lease = await store.lease()
+    await lease.put("k", b"v")
+    assert len(await store.entries("k")) == 1
+    (clock,) = clocks.iterdir()
+    assert clock.name != "old"
+    clock.unlink()  # another machine thought it was old
+    assert len(await store.entries("k")) == 1
+    await store.close()
+    assert not list(clocks.iterdir())
 
 
 async def test_a_store_that_is_not_there_says_where_it_looked() -> None:
