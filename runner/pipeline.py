@@ -186,6 +186,8 @@ class ChatPipeline:
 
     async def _prepare(self, request: ChatRequest) -> _Prepared:
         _check_shape(request)
+        if not self.info.makes_text:
+            raise UnsupportedField(f"{self.card.name} only embeds: ask it at /v1/embeddings", field="model")
         prompts, tokenizer = self._prompts, self._tokenizer
         num = num_choices(request.sampling)
         sampling = resolve_sampling(request.sampling, self._defaults, tokenizer.vocab_size, tokenizer.encode)
