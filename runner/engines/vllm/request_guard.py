@@ -21,12 +21,13 @@ import vllm.v1.engine.core as core
 from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
-from runner.engines.endings import KNOWS_BETTER_S
 from runner.engines.vllm.config import RANK
 from runner.engines.vllm.sharing import Sharing
 
 DEAF_EXIT = 70
 """Exit code when a thread of EngineCore ends by an error: the launcher must see a death, not silence."""
+_NODES_SPEAK_S = 3.0
+"""How long a failure on node 0 waits for the news that another node is gone."""
 
 
 def install(sharing: Sharing) -> None:
@@ -65,7 +66,7 @@ def let_nodes_speak_first() -> None:
     original = core.EngineCoreProc._send_engine_dead
 
     def send(self: Any) -> None:
-        time.sleep(KNOWS_BETTER_S)
+        time.sleep(_NODES_SPEAK_S)
         original(self)
 
     core.EngineCoreProc._send_engine_dead = send
@@ -91,8 +92,8 @@ def _watch_ranks() -> None:
 
 def _wait_for_ranks(executor: Any, workers: list[Any]) -> None:
     dead = multiprocessing.connection.wait([one.proc.sentinel for one in workers])
-    if executor.parallel_config.nnodes > 1:
-        time.sleep(KNOWS_BETTER_S)
+    if executor.parallel_config.nnodes > 1 and not any((one.proc.exitcode or 0) < 0 for one in workers):
+        time.sleep(_NODES_SPEAK_S)  # it was not killed: it failed, maybe because another node is gone
     if not getattr(executor, "shutting_down", False):
         names = [one.proc.name for one in workers if one.proc.sentinel in dead]
         sys.stderr.write(f"[llmrun] a rank of vLLM died: {', '.join(names)}\n")

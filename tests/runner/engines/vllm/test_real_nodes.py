@@ -18,6 +18,7 @@ from tests.runner.engines.vllm.test_real import KNOWN, PYTHON
 
 BOUND_S = 10.0
 CASES = KNOWN["cases"][:24]
+FLAGS = ("--dtype", "float32", "--max-batched-tokens", "256")
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(1800),
@@ -64,7 +65,7 @@ def test_two_nodes_answer_like_one_and_die_together(
 
     def start(machine: Place, rank: int, log: str) -> Node:
         path = tmp_path / log
-        nodes.append(Node("vllm", str(PYTHON), machine, rank, address, path, "--dtype", "float32", port=http_port))
+        nodes.append(Node("vllm", str(PYTHON), machine, rank, address, path, *FLAGS, port=http_port))
         return nodes[-1]
 
     first, second = start(leader, 0, "0.log"), start(other, 1, "1.log")
