@@ -16,6 +16,7 @@ _FINISH: dict[str, FinishReason] = {
     "cancelled": "cancelled",
     "content_filter": "stop",
 }
+_COUNTS = ("prompt_tokens", "completion_tokens")
 _ALLOWED = 'an OpenAI chunk: {"choices": [{"index": 0, "delta": {"content": "text"}, "finish_reason": None}]}'
 
 
@@ -82,6 +83,10 @@ class ChunkReader:
         text = self._text(content, "content", chunk)
         reasoning = self._text(content, "reasoning_content", chunk)
         calls = content.get("tool_calls")
+        if calls is not None and not (
+            isinstance(calls, (list, tuple)) and all(isinstance(call, dict) for call in calls)
+        ):
+            raise self._wrong(chunk, " (tool_calls must be a list of objects)")
         if index in self._finishes and (text or reasoning or calls):
             raise self._wrong(chunk, f" (choice {index} had its finish_reason before)")
         self._read_finish(choice.get("finish_reason"), index, chunk)
@@ -105,11 +110,12 @@ class ChunkReader:
 
     def _read_usage(self, chunk: dict[str, Any]) -> None:
         usage = chunk.get("usage")
-        if isinstance(usage, dict):
-            self._usage = Usage(
-                prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                completion_tokens=int(usage.get("completion_tokens") or 0),
-            )
+        if usage is None:
+            return
+        counts = [usage.get(name) or 0 for name in _COUNTS] if isinstance(usage, dict) else [None]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise self._wrong(chunk, f" (usage must have numbers: {', '.join(_COUNTS)})")
+        self._usage = Usage(prompt_tokens=counts[0], completion_tokens=counts[1])
 
     def _wrong(self, chunk: Any, more: str = "") -> EngineFailed:
         text = repr(chunk)

@@ -19,11 +19,14 @@ import xxhash
 from model_cards.card import ModelCard
 from model_cards.errors import CardError
 from model_cards.resolve import resolve
+from runner.engines.user_chunks import ChunkReader, chat_body
 from runner.errors import EngineFailed, RequestError
+from runner.frontends.endpoint_answers import TextAnswers
 from runner.net.addresses import parse_host_port
 from runner.net.block_events import BlockChange, EventError, decode_changes, encode_changes
 from runner.net.card_files import CardFile, OwnCard, read_own_card
 from runner.net.codecs import decode_item
+from runner.net.embeddings import VectorReader, decode_embedding, encode_embedding, encode_vectors, is_embedding
 from runner.net.etcd import _Lines
 from runner.net.etcd_answers import Found, Granted, Kept, Life, Watched, decode_answer
 from runner.net.frames import FrameError, FrameParser, decode_frame, encode_frame
@@ -37,7 +40,20 @@ from runner.net.records import (
     encode_card,
     encode_instance,
 )
-from runner.types import EngineInfo, GuidedDecoding, SamplingParams, TokenDelta, TokenLogprob, TokenRequest
+from runner.net.texts import decode_own_text, encode_text, own_request
+from runner.types import (
+    ChatRequest,
+    EmbedRequest,
+    EmbedResult,
+    EngineInfo,
+    GuidedDecoding,
+    SamplingParams,
+    TextDelta,
+    TokenDelta,
+    TokenLogprob,
+    TokenRequest,
+    Usage,
+)
 from tests.runner.net.mutations import Mutator, deep_json, deep_msgpack
 
 NUM_FRAMES = int(os.environ.get("LLMRUN_FUZZ_FRAMES", "1000000"))
@@ -123,6 +139,33 @@ def feed_delta(item: Any) -> None:
     assert type(delta.token_ids) is list and all(0 <= i <= _MAX_ID for i in delta.token_ids)
 
 
+def feed_embedding(body: bytes) -> None:
+    value = decode_item("json", body)
+    if not is_embedding(value):
+        raise ValueError("not for embeddings")
+    one = decode_embedding(value, "r")
+    assert one.inputs and all(ids and all(0 <= i <= _MAX_ID for i in ids) for ids in one.inputs)
+
+
+def feed_vectors(item: Any) -> None:
+    reader = VectorReader(2)
+    reader.read(item)
+    result = reader.result()
+    assert len(result.vectors) == 2 and len(result.vectors[0]) == len(result.vectors[1]) > 0
+    assert type(result.prompt_tokens) is int
+
+
+def feed_text_request(body: bytes) -> None:
+    one, _ = TextAnswers(None).read(decode_item("json", body), "r")  # type: ignore[arg-type]
+    assert msgspec.convert(msgspec.to_builtins(one, str_keys=True), ChatRequest, strict=False) == one and one.id == "r"
+
+
+def feed_text(item: Any) -> None:
+    delta = decode_own_text(item)
+    for one in ChunkReader("a worker").read(item) if delta is None else [delta]:
+        assert msgspec.convert(msgspec.to_builtins(one), TextDelta) == one
+
+
 def feed_watch(data: bytes) -> None:
     for line in _Lines().feed(data + b"\n"):
         for event in decode_answer(line, Watched).result.events:
@@ -184,6 +227,13 @@ def targets() -> dict[str, Target]:
     json = [msgspec.json.encode(one) for one in (request, foreign)]
     msgpack = [msgspec.msgpack.encode(one) for one in (request, foreign)]
     changes = [BlockChange(5, 1, "stored", 7, [(8, 9), (10, 11)]), BlockChange(5, 2, "removed", removed=[8])]
+    vectors = EmbedResult(vectors=[b"abcd", b"efgh"], prompt_tokens=3)
+    embedding = plain(encode_embedding(EmbedRequest(id="r", inputs=[[1, 2], [3]]), "m", "sum"))
+    chat = ChatRequest(id="r", messages=[{"role": "user", "content": "hi"}], max_tokens=3, stop=("x",))
+    openai = chat_body(chat, "m")
+    own_chat = plain({**openai, "llmrun": own_request(chat)})
+    texts = [TextDelta(text="a"), TextDelta(finish="stop", usage=Usage(prompt_tokens=1, completion_tokens=2))]
+    chunks = [encode_text(one, chat, "m", 5, is_own=is_own) for one in texts for is_own in (True, False)]
     deltas = [encode_delta(DELTA, 3, 2), encode_delta(TokenDelta([5]), 3, 1)]
     return {
         "frame": Target((FrameError,), [encode_frame(b'{"id":"x"}', b"body" * 9)], feed_frame),
@@ -193,6 +243,10 @@ def targets() -> dict[str, Target]:
         "request.json": Target(unreadable, json, lambda data: feed_request("json", data)),
         "request.msgpack": Target(unreadable, msgpack, lambda data: feed_request("msgpack", data)),
         "delta": Target((EngineFailed,), plain(deltas), feed_delta),
+        "embedding": Target(unreadable, [msgspec.json.encode(embedding)], feed_embedding),
+        "vectors": Target((EngineFailed,), plain([*encode_vectors(vectors, is_own=False)]), feed_vectors),
+        "text.request": Target(unreadable, [msgspec.json.encode(one) for one in (own_chat, openai)], feed_text_request),
+        "text": Target((EngineFailed,), plain(chunks), feed_text),
         "etcd.watch": Target((ValueError,), [watch], feed_watch),
         "etcd.range": Target((ValueError,), [found], feed_found),
         "etcd.lease": Target((ValueError,), [life], feed_lease),
