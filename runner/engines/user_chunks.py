@@ -112,7 +112,7 @@ class ChunkReader:
         usage = chunk.get("usage")
         if usage is None:
             return
-        counts = [usage.get(name) or 0 for name in _COUNTS] if isinstance(usage, dict) else [None]
+        counts: list[Any] = [usage.get(name) or 0 for name in _COUNTS] if isinstance(usage, dict) else [None]
         if any(type(count) is not int or count < 0 for count in counts):
             raise self._wrong(chunk, f" (usage must have numbers: {', '.join(_COUNTS)})")
         self._usage = Usage(prompt_tokens=counts[0], completion_tokens=counts[1])
