@@ -82,7 +82,7 @@ class ChunkReader:
         self._seen.add(index)
         text = self._text(content, "content", chunk)
         reasoning = self._text(content, "reasoning_content", chunk)
-        calls = content.get("tool_calls")
+        calls: Any = content.get("tool_calls")
         if calls is not None and not (
             isinstance(calls, (list, tuple)) and all(isinstance(call, dict) for call in calls)
         ):
