@@ -82,7 +82,7 @@ class ChunkReader:
         self._seen.add(index)
         text = self._text(content, "content", chunk)
         reasoning = self._text(content, "reasoning_content", chunk)
-        calls: Any = content.get("tool_calls")
+        calls = content.get("tool_calls")
         if calls is not None and not (
             isinstance(calls, (list, tuple)) and all(isinstance(call, dict) for call in calls)
         ):
@@ -93,7 +93,7 @@ class ChunkReader:
         if not (text or reasoning or calls):
             return None
         self._num_chunks += 1
-        return TextDelta(index=index, text=text or "", reasoning=reasoning, tool_calls=calls)
+        return TextDelta(index=index, text=text or "", reasoning=reasoning, tool_calls=list(calls) if calls else None)
 
     def _text(self, content: dict[str, Any], name: str, chunk: Any) -> str | None:
         text = content.get(name)
