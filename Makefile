@@ -56,7 +56,7 @@ test-mistralrs: engine $(DEV_STAMP)
 test-dist: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m "dist and not fuzz and not interop and not chaos"
 
-# A million mutated frames at every decoder and socket; minutes. LLMRUN_FUZZ_FRAMES=N: as many.
+# A million mutated frames at every decoder (LLMRUN_FUZZ_FRAMES=N: as many), 100,000 over sockets (LLMRUN_FUZZ_SOCKETS=N); minutes.
 test-fuzz: $(DEV_STAMP)
 	@$(BIN)/python -m pytest -m fuzz -s
 
