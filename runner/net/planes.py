@@ -106,7 +106,9 @@ class _TcpConnection:
     async def ask(self, path: str, headers: dict[str, str], frame: bytes) -> bytes:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
-        _, writer = await asyncio.shield(self._opening)
+        if not self._opening.done():  # else on without a turn of the loop: other requests would all go first
+            await asyncio.shield(self._opening)
+        _, writer = self._opening.result()
         if self.is_broken:
             raise ConnectionError("the connection ended")
         head, where = msgspec.json.encode(headers), path.encode()

@@ -281,3 +281,19 @@ async def test_hostile_bytes_take_nobody_down() -> None:
     await response.close()
     await endpoint.close()
     await home.close()
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_an_answer_that_ends_before_it_was_taken_ends_at_the_ingress_at_once(is_told: bool) -> None:
+    """Not after ten seconds without a call home."""
+    home = CallHome("127.0.0.1")
+    await home.start()
+    stream = home.expect("msgpack")
+    writer = await open_response({"address": home.address, "subject": stream.subject}, "msgpack")
+    if is_told:
+        await writer.fail("internal error", "failed")
+    await writer.close(linger=False)
+    with pytest.raises(StreamRefused if is_told else StreamBroken):
+        await stream.opened(2)
+    stream.close()
+    await home.close()
