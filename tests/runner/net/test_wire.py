@@ -295,5 +295,6 @@ async def test_an_answer_that_ends_before_it_was_taken_ends_at_the_ingress_at_on
     await writer.close(linger=False)
     with pytest.raises(StreamRefused if is_told else StreamBroken):
         await stream.opened(2)
+        await stream.take(2)
     stream.close()
     await home.close()
