@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from model_cards.detokenizer import Detokenizer
 from model_cards.resolve import resolve
 from model_cards.tokenizer import load_tokenizer
 from runner.net.store import LEASE_S
@@ -50,7 +51,7 @@ class Load:
 
     async def ask(self, session: aiohttp.ClientSession, num_tokens: int) -> bool:
         """One request; whether it was answered, and right."""
-        prompt = [self._rng.randrange(300, 450) for _ in range(self._rng.randrange(1, 60))]
+        prompt = [self._rng.randrange(450) for _ in range(self._rng.randrange(1, 60))]  # bytes of half characters too
         body = {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
         started = time.monotonic()
         try:
@@ -63,7 +64,8 @@ class Load:
         if status != 200:
             self.refused[str(answer["error"]["code"])] += 1
             return False
-        wanted = self._tokenizer.decode(prefix_answer(prompt, num_tokens))
+        stream = Detokenizer(self._tokenizer, prompt_ids=prompt)
+        wanted = stream.push(prefix_answer(prompt, num_tokens)) + stream.flush()
         if (answer["choices"][0]["text"], answer["usage"]["completion_tokens"]) != (wanted, num_tokens):
             self.bad.append(f"wrong: {prompt} + {num_tokens}: {answer}")
             return False
