@@ -107,10 +107,10 @@ class _TcpConnection:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         if not self._opening.done():  # else on without a turn of the loop: other requests would all go first
-            await asyncio.shield(self._opening)
-        _, writer = self._opening.result()
-        if self.is_broken:
+            await asyncio.wait({self._opening})
+        if self.is_broken or self._opening.cancelled():  # another request gave the connection up
             raise ConnectionError("the connection ended")
+        _, writer = self._opening.result()
         head, where = msgspec.json.encode(headers), path.encode()
         if max(len(head), len(where)) >= 1 << 16 or len(frame) > MAX_FRAME_BYTES:
             raise TooLarge(f"a request of {len(frame):,} bytes with {len(head):,} bytes of headers is too large")

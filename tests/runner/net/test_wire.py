@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import EngineFailed, RequestError, UsageError
+from runner.net import planes
 from runner.net.addresses import Address, parse_address
 from runner.net.answers import ResponseWriter, open_response
 from runner.net.frames import Frame, FrameError, FrameParser, decode_frame, encode_frame
@@ -298,3 +299,13 @@ async def test_an_answer_that_ends_before_it_was_taken_ends_at_the_ingress_at_on
         await stream.take(2)
     stream.close()
     await home.close()
+
+
+async def test_who_waits_for_a_connection_that_another_gives_up_hears_of_it() -> None:
+    """And is not taken for cancelled, which nobody would answer."""
+    connection = planes._TcpConnection("198.51.100.1:9")  # TEST-NET: nobody answers
+    asks = [asyncio.create_task(connection.ask("path", {}, b"")) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    connection.close()
+    results = await asyncio.gather(*asks, return_exceptions=True)
+    assert all(isinstance(one, OSError) for one in results), results
