@@ -53,7 +53,16 @@ def _prompts() -> list[list[int]]:
     return [list(itertools.chain(*ids[start::3]))[:120] for start in range(3)]
 
 
-CASE = EngineCase(name="vllm", make=make, prompts=_prompts(), long_tokens=400, honours=HONOURS)
+CASE = EngineCase(
+    name="vllm",
+    make=make,
+    prompts=_prompts(),
+    unsure_prompt=list(
+        range(20, 60)
+    ),  # no text: 0.27 answers the others alike with eight seeds, as stock vLLM 0.27 does
+    long_tokens=400,
+    honours=HONOURS,
+)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
