@@ -65,7 +65,11 @@ async def connect_nats(url: str, login: NatsLogin | None = None) -> Client:
     if not login.source and bare_url(url) != url:
         login = dataclasses.replace(login, source="the user in NATS_SERVER")
     client = _Connection(must_encrypt="tls://" in url or "wss://" in url or login.tls is not None)
-    why = await _connect(client, url, login)
+    try:
+        why = await _connect(client, url, login)
+    except BaseException:  # cancelled: leave no socket behind
+        await client.close()
+        raise
     if why is not None:
         await client.close()
         raise EngineStartFailed(f"NATS at {bare_url(url)} {_reason(why, login)}", hint=_hint(why, login))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from model_cards.resolve import resolve
@@ -88,6 +89,18 @@ async def test_a_frozen_worker_is_noticed(tmp_path: Path, prefix_engine: str) ->
             results = await asyncio.gather(*tasks)
         assert [error for _, error in results if error] == []
         assert all(_right(results, 100))
+
+
+async def test_nothing_listens_beyond_this_machine_unless_told(tmp_path: Path) -> None:
+    async with Cluster(tmp_path) as cluster:
+        await cluster.worker("out=echo_core", "demo")
+        await cluster.ingress()
+        assert (await cluster.complete([300, 301], 2))[1] == ""
+        for program in cluster.programs:
+            process = psutil.Process(program.process.pid)
+            sockets = [one for each in (process, *process.children(True)) for one in each.net_connections("inet")]
+            listening = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+            assert listening == {"127.0.0.1"}
 
 
 async def test_models_come_and_go(tmp_path: Path) -> None:
