@@ -57,9 +57,7 @@ CASE = EngineCase(
     name="vllm",
     make=make,
     prompts=_prompts(),
-    unsure_prompt=list(
-        range(20, 60)
-    ),  # no text: 0.27 answers the others alike with eight seeds, as stock vLLM 0.27 does
+    unsure_prompt=list(range(20, 60)),  # no text: stock vLLM 0.27 answers the others alike with eight seeds
     long_tokens=400,
     honours=HONOURS,
 )
