@@ -22,6 +22,7 @@ from runner.registry import load
 from runner.types import ChatRequest, EmbedRequest, EmbedResult, EngineInfo, TextDelta, TokenRequest
 
 STATS_EVERY_S = 0.25
+BLOCKS_EVERY_S = 0.05
 
 
 class Sink(Protocol):
@@ -126,6 +127,7 @@ class StepHost:
         self._num_steps = 0
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
+        self._tell_blocks_at = 0.0
         self._block_log: BlockLog | None = None
         """Of an engine that has one, once somebody wants to know."""
 
@@ -164,10 +166,12 @@ class StepHost:
                 self._open.discard(output.id)
         if outputs:
             self._sink.outputs(outputs)
-        if self._block_log is not None:
+        if self._block_log is not None and (time.monotonic() >= self._tell_blocks_at or not engine.has_work()):
             self._tell_blocks(self._block_log)
 
     def _tell_blocks(self, log: BlockLog) -> None:
+        """Several steps' at once: each time wakes the socket thread, which takes a core from those that compute."""
+        self._tell_blocks_at = time.monotonic() + BLOCKS_EVERY_S
         events = log.take()
         if events:
             self._sink.blocks(events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -48,20 +49,24 @@ async def _cached(cluster: Cluster, prompt: list[int]) -> int:
     return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
+async def _num_known(cluster: Cluster) -> int:
+    """Blocks that the ingress of a cluster knows of."""
+    async with cluster.session.get(f"http://127.0.0.1:{cluster.port}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith("llmrun_worker_prefix_blocks{")))
+
+
 async def _until_heard(cluster: Cluster, num_blocks: int) -> None:
     """Until the ingress of a cluster knows of so many blocks."""
     async with asyncio.timeout(10):
-        while True:
-            async with cluster.session.get(f"http://127.0.0.1:{cluster.port}/metrics") as response:
-                lines = (await response.text()).splitlines()
-            held = [float(line.split()[-1]) for line in lines if line.startswith("llmrun_worker_prefix_blocks{")]
-            if sum(held) == num_blocks:
-                return
+        while (await _num_known(cluster)) != num_blocks:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
 def _prompts(number: int) -> list[list[int]]:
-    return [[300 + one % 150 for one in prompt] for prompt in shared_prefixes(number, number, prefix_len=320)]
+    """That share nothing."""
+    unlike = (next(shared_prefixes(1, 1, prefix_len=320, seed=seed)) for seed in range(number))
+    return [[300 + one % 150 for one in prompt] for prompt in unlike]
 
 
 @pytest.mark.parametrize("plane", ["tcp", "nats"])
@@ -117,12 +122,23 @@ async def test_nats_may_go_and_come_back(ingresses: tuple[Cluster, Cluster], nat
     await _cached(one, prompts[0])
     await _until_heard(other, len(prompts[0]) // 16)
     nats.kill()
-    for prompt in prompts[1:3]:
-        await _cached(one, prompt)
+    await _cached(one, prompts[1])
     nats.start()
-    await asyncio.sleep(3)
-    for prompt in prompts[3:]:
+    await _until_both_are_back(one, other)
+    num_known = await _num_known(other)
+    for prompt in prompts[2:]:
         await _cached(one, prompt)
-    await asyncio.sleep(0.5)
-    for prompt in prompts[3:]:
-        assert await _cached(other, prompt)
+    await _until_heard(other, num_known + sum(len(prompt) // 16 for prompt in prompts[2:]))
+    assert all([await _cached(other, prompt) for prompt in prompts[2:]])
+
+
+async def _until_both_are_back(one: Cluster, other: Cluster) -> None:
+    """Workers and the other ingress connect again by themselves: until it hears of all that each worker is sent."""
+    async with asyncio.timeout(30):
+        for number in itertools.count(300, 2):
+            num_known = await _num_known(other)
+            for prompt in ([number] * 64, [number + 1] * 64):  # two that share nothing go to two workers
+                await _cached(one, prompt)
+            await asyncio.sleep(0.5)
+            if await _num_known(other) == num_known + 8:
+                return
