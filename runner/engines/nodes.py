@@ -32,7 +32,7 @@ _RETRY_S = 0.5
 _MAX_LINE = 64 * 1024
 _IDLE_S, _INTERVAL_S, _PROBES = 2, 2, 2
 """TCP keepalive: a machine that vanished is noticed within six seconds."""
-_JOIN_SHARE = 0.9
+_JOIN_SHARE = 0.8
 """Of the start's time: the rest is for telling it."""
 
 

@@ -31,7 +31,7 @@ from runner.engines.vllm.link import CoreLink
 from runner.engines.vllm.report import JOIN, Invitation, Opening, Phase, Refusal, Report, Word, check_version
 from runner.engines.vllm.sampling import CAPABILITIES
 from runner.engines.vllm.settings import Adapter, Settings
-from runner.engines.vllm.sockets import CoreSockets, data_addresses
+from runner.engines.vllm.sockets import CoreGone, CoreSockets, data_addresses
 from runner.errors import EngineFailed, EngineStartFailed, RequestError
 from runner.types import EngineInfo
 
@@ -68,7 +68,7 @@ class CoreSpawner:
         folder = self._private_folder()
         self._num_starts += 1
         link = CoreLink(start.hear, start.lost)
-        sockets = CoreSockets(folder, self._num_starts, handshake=self.handshake)
+        sockets = await CoreSockets.listen(folder, self._num_starts, is_remote_handshake=self.is_remote_handshake)
         try:
             process = await self._spawn(link, sockets, folder)
         except OSError as error:
@@ -88,8 +88,8 @@ class CoreSpawner:
         start.is_ready = True
         return Connection(link, info, process)
 
-    handshake = ""
-    """Where EngineCore says HELLO; empty: a socket file."""
+    is_remote_handshake = False
+    """EngineCore says HELLO at a TCP port, not at a socket file."""
 
     def command(self, sockets: CoreSockets, folder: Path, fd: int) -> list[str]:
         """What is run; `fd` is its end of the socket that tells its life."""
@@ -135,13 +135,13 @@ class CoreSpawner:
             if refusal is not None:
                 raise failed_start(process, reason=refusal.reason, hint=refusal.hint) from None
             raise failed_start(process, code=code) from None
-        except EngineFailed as error:
+        except (EngineFailed, CoreGone) as error:
             raise failed_start(process, reason=str(error)) from error
 
     async def _shake_hands(self, start: Start, link: CoreLink, sockets: CoreSockets) -> EngineInfo:
         start.say("importing vllm")
-        identity, hello = await start.wait_for(sockets.poll_handshake)
-        sockets.answer_handshake(identity, self._addresses())
+        _, hello = await start.wait_for(sockets.poll_handshake)
+        sockets.answer_handshake(self._addresses())
         if hello.get("status") != "HELLO":
             raise EngineFailed(f"vLLM began with {hello!r}; HELLO is wanted")
         start.say("loading the model")

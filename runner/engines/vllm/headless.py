@@ -39,7 +39,7 @@ def guarded(python: str, command: list[str]) -> list[str]:
 class HeadlessSpawner(CoreSpawner):
     """See Connector."""
 
-    handshake = "tcp://127.0.0.1:*"
+    is_remote_handshake = True
     _may_seed = True
 
     def command(self, sockets: CoreSockets, folder: Path, fd: int) -> list[str]:

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import zmq
 
 from runner.engines.connectors import Connection, ProgressCallback
 from runner.engines.link import Link
-from runner.engines.vllm import wire
 from runner.engines.vllm.adapters import Adapters
 from runner.engines.vllm.link import CoreLink
 from runner.engines.vllm.report import Invitation
@@ -82,9 +80,9 @@ class CoreJoiner:
 
     async def _open(self, link: CoreLink, invitation: Invitation) -> bool:
         """Whether EngineCore was found at our sockets before the worker was lost."""
-        sockets = CoreSockets(self._path.parent, invitation.number, invitation.client)
+        sockets = await CoreSockets.listen(self._path.parent, invitation.number, invitation.client)
         try:
-            while not _reaches(sockets):
+            while not sockets.is_reached:
                 if link.broken is not None:
                     sockets.close()
                     return False
@@ -97,11 +95,3 @@ class CoreJoiner:
 
     def tidy(self) -> None:
         """See Connector: the files are the owner's."""
-
-
-def _reaches(sockets: CoreSockets) -> bool:
-    try:
-        sockets.send(wire.ABORT, msgspec.msgpack.encode([]))  # changes nothing
-    except zmq.ZMQError:
-        return False
-    return True

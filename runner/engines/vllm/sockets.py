@@ -1,86 +1,148 @@
-"""The ZeroMQ sockets of one EngineCore: handshake, input, output. We bind, it connects. Knows bytes only."""
+"""The ZeroMQ sockets of one EngineCore: handshake, input, output. We listen, it connects. Knows bytes only."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
-import zmq
+from runner.engines.vllm.zmtp import Peer
+
+_LOOPBACK = "127.0.0.1"
+
+
+class CoreGone(ConnectionError):
+    """EngineCore is not connected."""
 
 
 class CoreSockets:
-    """Bound below `folder`, which is private to us; `number` tells one start from the next.
+    """Made by `listen`. An EngineCore speaks to several clients, each with an input and an output of its own."""
 
-    An EngineCore speaks to several clients, each with an input and an output of its own; client 0 owns it and shakes
-    hands, at `handshake` or, by default, at a socket file.
-    """
-
-    def __init__(self, folder: Path, number: int, client: int = 0, handshake: str = "") -> None:
-        self._context = zmq.Context()
-        self.input_address, self.output_address = data_addresses(folder, number, client)
+    def __init__(self) -> None:
         self.handshake_address = ""
-        self.identity = b"\0\0"
         self.is_closed = False
+        self._servers: list[asyncio.Server] = []
+        self._peers: set[Peer] = set()
+        self._shaker: Peer | None = None
+        self._hands: deque[list[bytes]] = deque()
+        self._core: Peer | None = None
+        self._registrations: deque[list[bytes]] = deque()
+        self._early: list[list[bytes]] = []
+        self._on_step: Callable[[list[bytes]], None] = self._early.append
+        self._on_end: Callable[[], None] = lambda: None
+
+    @classmethod
+    async def listen(
+        cls, folder: Path, number: int, client: int = 0, *, is_remote_handshake: bool = False
+    ) -> CoreSockets:
+        """Below `folder`, which is private to us; `number` tells one start from the next. Raises OSError.
+
+        Client 0 owns EngineCore and shakes hands, at a socket file or (`is_remote_handshake`) a TCP port of loopback.
+        """
+        self = cls()
+        inputs, outputs = (Path(address.removeprefix(_IPC)) for address in data_addresses(folder, number, client))
         try:
             if client == 0:
-                self._handshake = self._bind(zmq.ROUTER, handshake or f"ipc://{folder}/h{number}")
-                self.handshake_address = self._handshake.getsockopt_string(zmq.LAST_ENDPOINT)
-            self._input = self._bind(zmq.ROUTER, self.input_address)
-            self._output = self._bind(zmq.PULL, self.output_address)
-            self._input.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a dead peer is an error, not silence
-            self._ends = self._input.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+                await self._listen_for_hands(None if is_remote_handshake else folder / f"h{number}")
+            await self._listen_at(inputs, lambda: Peer(b"ROUTER", self._meet_core, self._register, self._lose))
+            await self._listen_at(outputs, lambda: Peer(b"PULL", self._peers.add, self._take_step, self._peers.discard))
         except BaseException:
             self.close()
             raise
-        self.output_fd = int(self._output.getsockopt(zmq.FD))
-        self.ends_fd = int(self._ends.getsockopt(zmq.FD))
+        return self
 
-    def _bind(self, kind: int, address: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.bind(address)
-        return socket
+    async def _listen_for_hands(self, path: Path | None) -> None:
+        def make() -> Peer:
+            return Peer(b"ROUTER", self._meet, self._shake, self._lose)
+
+        if path is not None:
+            await self._listen_at(path, make)
+            self.handshake_address = f"{_IPC}{path}"
+            return
+        server = await asyncio.get_running_loop().create_server(make, _LOOPBACK, 0)
+        self._servers.append(server)
+        self.handshake_address = f"tcp://{_LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+
+    async def _listen_at(self, path: Path, make: Callable[[], Peer]) -> None:
+        self._servers.append(await asyncio.get_running_loop().create_unix_server(make, str(path)))
+
+    # what peers say
+
+    def _meet(self, peer: Peer) -> None:
+        self._peers.add(peer)
+        self._shaker = peer
+
+    def _shake(self, peer: Peer, message: list[bytes]) -> None:
+        self._hands.append([peer.identity, *message])
+
+    def _meet_core(self, peer: Peer) -> None:
+        self._peers.add(peer)
+        self._core = peer
+
+    def _register(self, peer: Peer, message: list[bytes]) -> None:
+        self._registrations.append([peer.identity, *message])
+
+    def _lose(self, peer: Peer) -> None:
+        self._peers.discard(peer)
+        if peer is self._shaker:
+            self._shaker = None
+        elif peer is self._core:
+            self._core = None
+            self._on_end()
+
+    def _take_step(self, peer: Peer, message: list[bytes]) -> None:
+        self._on_step(message)
+
+    # for the launcher
 
     def poll_handshake(self) -> list[bytes] | None:
         """A message of the handshake, [identity, body], if one waits."""
-        return _receive(self._handshake)
+        return self._hands.popleft() if self._hands else None
 
-    def answer_handshake(self, identity: bytes, body: bytes) -> None:
-        """To EngineCore's HELLO."""
-        self.identity = identity
-        self._handshake.send_multipart([identity, body], zmq.NOBLOCK)
+    def answer_handshake(self, body: bytes) -> None:
+        """To EngineCore's HELLO. Raises CoreGone."""
+        if self._shaker is None:
+            raise CoreGone("it left before it was answered")
+        self._shaker.send(body)
 
     def poll_input(self) -> list[bytes] | None:
         """EngineCore's registration, [identity, body], if it waits."""
-        return _receive(self._input)
+        return self._registrations.popleft() if self._registrations else None
 
-    def has_ended(self) -> bool:
-        """Whether EngineCore's end of the input was closed since the last call."""
-        return not self.is_closed and _receive(self._ends) is not None
+    @property
+    def is_reached(self) -> bool:
+        """Whether EngineCore has found our input."""
+        return self._core is not None
 
-    def receive(self) -> list[bytes] | None:
-        """One message of the output socket, if one waits."""
-        return _receive(self._output)
+    def watch(self, on_step: Callable[[list[bytes]], None], on_end: Callable[[], None]) -> None:
+        """Every message of the output from now on, and those that waited; and the end of EngineCore's connection."""
+        self._on_step, self._on_end = on_step, on_end
+        for message in self._early:
+            on_step(message)
+        self._early.clear()
 
     def send(self, kind: bytes, body: bytes) -> None:
-        """To EngineCore. Raises zmq.ZMQError when it is gone."""
-        self._input.send_multipart([self.identity, kind, body], zmq.NOBLOCK)
+        """To EngineCore. Raises CoreGone."""
+        if self._core is None:
+            raise CoreGone("its connection has ended")
+        self._core.send(kind, body)
 
     def close(self) -> None:
         """Safe twice."""
         if not self.is_closed:
             self.is_closed = True
-            self._context.destroy(linger=0)
+            self._on_end = lambda: None
+            self._on_step = lambda message: None
+            for server in self._servers:
+                server.close()
+            for peer in list(self._peers):
+                peer.close()
+
+
+_IPC = "ipc://"
 
 
 def data_addresses(folder: Path, number: int, client: int) -> tuple[str, str]:
     """Input and output of one client."""
-    return f"ipc://{folder}/i{number}-{client}", f"ipc://{folder}/o{number}-{client}"
-
-
-def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
-    try:
-        return socket.recv_multipart(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
+    return f"{_IPC}{folder}/i{number}-{client}", f"{_IPC}{folder}/o{number}-{client}"

@@ -26,7 +26,7 @@ def leader_addr() -> str:
 @pytest.fixture
 async def engine(leader_addr: str) -> AsyncIterator[ProcessEngine]:
     """Node 0 of two, not started."""
-    made = make(num_nodes=2, tensor_parallel_size=2, leader_addr=leader_addr, start_timeout_s=8)
+    made = make(num_nodes=2, tensor_parallel_size=2, leader_addr=leader_addr, start_timeout_s=10)
     try:
         yield made
     finally:
@@ -66,7 +66,7 @@ async def test_it_waits_for_the_other_and_dies_with_it(engine: ProcessEngine) ->
 
 
 async def test_a_node_that_does_not_come_is_named(engine: ProcessEngine, leader_addr: str) -> None:
-    with pytest.raises(EngineStartFailed, match=r"node\(s\) 1 of 2 did not join at .* within 7.2 s") as caught:
+    with pytest.raises(EngineStartFailed, match=r"node\(s\) 1 of 2 did not join at .* within 8 s") as caught:
         await engine.start()
     assert leader_addr in str(caught.value) and "--node-rank" in caught.value.hint
 
