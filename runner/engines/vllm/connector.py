@@ -28,6 +28,7 @@ from runner.engines.supervisor import ChildProcess, Supervisor
 from runner.engines.vllm.adapters import Adapters
 from runner.engines.vllm.limits import Limits
 from runner.engines.vllm.link import CoreLink
+from runner.engines.vllm.preload import preloads
 from runner.engines.vllm.report import JOIN, Invitation, Opening, Phase, Refusal, Report, Word, check_version
 from runner.engines.vllm.sampling import CAPABILITIES
 from runner.engines.vllm.settings import Adapter, Settings
@@ -241,7 +242,14 @@ class CoreSpawner:
             with contextlib.suppress(FileExistsError):
                 (folder / name).symlink_to(source / name)
         path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)
-        return {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **self._settings.env, "PYTHONPATH": path}
+        preload = preloads(self._python, os.environ.get("LD_PRELOAD", ""))
+        return {
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            **({} if preload is None else {"LD_PRELOAD": preload}),
+            **self._settings.env,
+            "PYTHONPATH": path,
+        }
 
     def _private_folder(self) -> Path:
         if self._folder is None:
