@@ -119,7 +119,7 @@ async def _watching(name: str, writer: Store, reader: Store) -> list[Row]:
             notes=[
                 f"{name}: snapshot of {NUMBER:,} in {snapshot_ms:.0f} ms, {after_mb - before_mb:+.1f} MB; "
                 f"from put to pool {statistics.median(whole_ms):.1f} ms median, {_p99(whole_ms):.1f} ms p99, "
-                "which holds the write to the store" + (" and looking at the folder every 50 ms" if name == "folder" else "")
+                "which holds the write to the store" + (", and a look every 50 ms" if name == "folder" else "")
             ],
         )
     ]
