@@ -11,7 +11,6 @@ import contextlib
 import logging
 from typing import Any
 
-from runner.errors import EngineStartFailed, UsageError
 from runner.net.addresses import Address
 from runner.net.block_events import BlockChange, EventError, decode_changes, subjects
 from runner.net.block_hashes import BlockNames
@@ -20,7 +19,6 @@ from runner.net.routing import Router
 
 logger = logging.getLogger(__name__)
 
-_RETRY_S = 2.0
 _MAX_RANKS = 1024
 
 
@@ -93,7 +91,11 @@ class BlockListener:
                 cache.take(change.worker_id, change)
 
     async def _listen(self) -> None:
-        connection = await self._connect()
+        from runner.net.nats_connection import connect_when_there
+
+        connection = await connect_when_there(
+            self._nats, lambda error: logger.info("no KV events are heard yet: %s", error)
+        )
         heard: set[str] = set()
         try:
             while True:
@@ -108,16 +110,6 @@ class BlockListener:
 
     async def _heard(self, message: Any) -> None:
         self.take(message.data)
-
-    async def _connect(self) -> Any:
-        from runner.net.nats_connection import connect_nats
-
-        while True:
-            try:
-                return await connect_nats(self._nats)
-            except (EngineStartFailed, UsageError) as error:
-                logger.info("no KV events are heard yet: %s", error)
-                await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:
         """Safe twice."""

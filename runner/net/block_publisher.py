@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from runner.errors import EngineStartFailed, UsageError
 from runner.net.addresses import Address
 from runner.net.block_events import BlockChange, encode_changes, source_records, subjects
 from runner.net.block_hashes import BlockNames, tokens_hashes
@@ -25,7 +24,6 @@ _MAX_WAITING = 10_000
 """Events, while NATS is away."""
 _MAX_TOGETHER = 64
 """Events of one message: NATS takes a megabyte, and a prompt of 100,000 tokens makes an event of 150 kB."""
-_RETRY_S = 2.0
 
 
 class BlockPublisher:
@@ -77,7 +75,11 @@ class BlockPublisher:
         self._wake.set()
 
     async def _publish(self) -> None:
-        connection = await self._connect()
+        from runner.net.nats_connection import connect_when_there
+
+        connection = await connect_when_there(
+            self._nats, lambda error: logger.info("no KV events are sent yet: %s", error)
+        )
         try:
             while True:
                 await self._wake.wait()
@@ -98,16 +100,6 @@ class BlockPublisher:
             await connection.publish(self._subject, data)
         except (errors.Error, OSError) as error:
             logger.info("%d KV events are lost: %r", len(changes), error)
-
-    async def _connect(self) -> Any:
-        from runner.net.nats_connection import connect_nats
-
-        while True:
-            try:
-                return await connect_nats(self._nats)
-            except (EngineStartFailed, UsageError) as error:
-                logger.info("no KV events are sent yet: %s", error)
-                await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:
         """Safe twice."""

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from nats import errors
 from nats.aio.client import Client
 
-from runner.errors import EngineStartFailed
+from runner.errors import EngineStartFailed, UsageError
 from runner.net.credentials import NATS_TLS, NatsLogin, bare_url, read_nats_login, tls_trouble
 
 _CONNECT_S = 10.0
 _STEP_S = 3
 """Of each: the connection, the server's first words, TLS, the answer to ours."""
 _CLOSE_S = 2.0
+_RETRY_S = 2.0
 
 
 class _Refused(errors.Error):
@@ -137,3 +139,13 @@ def _hint(error: Exception, login: NatsLogin) -> str:
 
 def _is_refusal(error: Exception) -> bool:
     return isinstance(error, errors.AuthorizationError) or "authorization violation" in str(error).lower()
+
+
+async def connect_when_there(url: str, say: Callable[[Exception], None]) -> Client:
+    """As connect_nats, however long it takes; `say` hears of each failure."""
+    while True:
+        try:
+            return await connect_nats(url)
+        except (EngineStartFailed, UsageError) as error:
+            say(error)
+            await asyncio.sleep(_RETRY_S)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from model_cards.card import ModelCard
 from runner.engines.base import EngineOptions, EngineSpec
 from runner.engines.process import ProcessEngine
+from tests.runner.engines.node_program import Node
 
 ROOT = Path(__file__).parents[3]
 MakeEngine = Callable[..., ProcessEngine]
@@ -33,3 +35,18 @@ async def make_engine() -> AsyncIterator[MakeEngine]:
     yield make
     for engine in engines:
         await engine.close()
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    """Nodes of a test, killed at its end."""
+    started: list[Node] = []
+    yield started
+    for node in started:
+        node.end()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as made:
+        yield made

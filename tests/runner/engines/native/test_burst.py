@@ -14,7 +14,16 @@ from runner.engines.native.core import Core, CoreConfig
 from runner.engines.native.sampling_state import make_state
 from runner.types import SamplingParams, TokenRequest
 from tests.runner.engines.native.fake_model import Client, FakeModel, naive, run, step
-from tests.runner.engines.native.test_core import beams, check_answer, configs, make_config, make_request, play, prompts
+from tests.runner.engines.native.test_core import (
+    beams,
+    check_answer,
+    configs,
+    happenings_of,
+    make_config,
+    make_request,
+    play,
+    prompts,
+)
 
 GREEDY = SamplingParams(temperature=0.0)
 requests = st.builds(
@@ -26,21 +35,10 @@ requests = st.builds(
     adapter=st.sampled_from([None, None, "a"]),
     sampling=st.sampled_from([GREEDY] * 6 + [SamplingParams(), beams(2)]),  # the fake model is greedy for all
 )
-happenings = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), requests),
-        st.tuples(st.just("add"), requests),
-        st.tuples(st.just("step"), st.integers(1, 6)),
-        st.tuples(st.just("cancel"), st.integers(0, 20)),
-        st.tuples(st.just("fail"), st.integers(0, 3)),
-    ),
-    min_size=1,
-    max_size=30,
-)
 
 
 @settings(max_examples=400, deadline=None)
-@given(configs, happenings, st.integers(2, 20))
+@given(configs, happenings_of(requests), st.integers(2, 20))
 def test_bursts_equal_single_steps_whatever_happens(
     config: CoreConfig, events: list[tuple[str, object]], most_steps: int
 ) -> None:

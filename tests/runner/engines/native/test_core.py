@@ -59,21 +59,25 @@ configs = st.builds(
     max_batched_tokens=st.integers(1, 24),
     prefix_cache=st.booleans(),
 )
-happenings = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), requests),
-        st.tuples(st.just("add"), requests),
-        st.tuples(st.just("step"), st.integers(1, 6)),
-        st.tuples(st.just("cancel"), st.integers(0, 20)),
-        st.tuples(st.just("fail"), st.integers(0, 3)),
-    ),
-    min_size=1,
-    max_size=30,
-)
+
+
+def happenings_of(requests: st.SearchStrategy[TokenRequest]) -> st.SearchStrategy[list[tuple[str, object]]]:
+    """Arrivals, steps, cancels and failures."""
+    return st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), requests),
+            st.tuples(st.just("add"), requests),
+            st.tuples(st.just("step"), st.integers(1, 6)),
+            st.tuples(st.just("cancel"), st.integers(0, 20)),
+            st.tuples(st.just("fail"), st.integers(0, 3)),
+        ),
+        min_size=1,
+        max_size=30,
+    )
 
 
 @settings(max_examples=400, deadline=None)
-@given(configs, happenings)
+@given(configs, happenings_of(requests))
 def test_batched_equals_alone_whatever_happens(config: CoreConfig, events: list[tuple[str, object]]) -> None:
     play(config, events)
 

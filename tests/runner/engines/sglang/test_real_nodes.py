@@ -33,21 +33,6 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
         yield made
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[list[Node]]:
-    """Nodes of a test, killed at its end."""
-    started: list[Node] = []
-    yield started
-    for node in started:
-        node.end()
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as made:
-        yield made
-
-
 def start(machine: Machine, rank: int, leader: Machine, log: Path) -> Node:
     return Node("sglang", str(PYTHON), machine, rank, f"{leader.address}:9876", log)
 

@@ -37,21 +37,6 @@ def machines(request: pytest.FixtureRequest) -> Iterator[tuple[Place, Place]]:
         yield made
 
 
-@pytest.fixture
-def nodes() -> Iterator[list[Node]]:
-    """Nodes of a test, killed at its end."""
-    started: list[Node] = []
-    yield started
-    for node in started:
-        node.end()
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as made:
-        yield made
-
-
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
