@@ -30,8 +30,7 @@ from runner.timing import TimedService
 from runner.types import EngineInfo
 
 _SOON_S = 2.0
-_FIRST_MODEL_S = 60.0
-"""How long a frontend that needs a model waits for a worker to come."""
+"""A worker that is there is found in less; after that who waits is told for what."""
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -100,20 +99,20 @@ async def _run_remote(plan: Plan) -> int:
     try:
         await models.start(catalog, is_server=is_server)
         if not is_server:
-            await _first_model(models)
+            await _first_model(models, plan.options.start_timeout_s)
         return await frontend.run(catalog)
     finally:
         await _close(models)
 
 
-async def _first_model(models: Any) -> None:
+async def _first_model(models: Any, timeout_s: float) -> None:
     """Wait until a worker is found; who waits is told for what. Raises EngineStartFailed."""
     try:
-        await models.first(_SOON_S)
+        await models.first(min(_SOON_S, timeout_s))
     except EngineStartFailed:
-        say(f"{models.wanted}; waiting for up to {_FIRST_MODEL_S:.0f} s")
+        say(f"{models.wanted}; waiting for up to {timeout_s:.0f} s (--start-timeout-s)")
         async with spinner("no worker yet …"):
-            await models.first(_FIRST_MODEL_S - _SOON_S)
+            await models.first(max(0.0, timeout_s - _SOON_S))
 
 
 async def _start(plan: Plan) -> tuple[Frontend, ChatService]:
