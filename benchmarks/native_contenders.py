@@ -63,13 +63,13 @@ def continuous(folder: str, dtype: str, threads: int, output: int) -> Callable[[
 
 
 def vllm(folder: str, dtype: str, threads: int, output: int) -> Callable[[list[list[int]]], int]:
-    """vLLM's CPU build, offline."""
+    """vLLM's CPU build, offline; without a worker process, since waiting for one costs it a core."""
     os.environ.update(OMP_NUM_THREADS=str(threads), VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR",
                       VLLM_CPU_OMP_THREADS_BIND=f"0-{threads - 1}", HF_HUB_OFFLINE="1")  # fmt: skip
     from vllm import LLM, SamplingParams
 
     model = LLM(folder, dtype=dtype, skip_tokenizer_init=True, max_model_len=1024, enable_prefix_caching=False,
-                disable_log_stats=True)  # fmt: skip
+                disable_log_stats=True, distributed_executor_backend="uni")  # fmt: skip
     sampling = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True, detokenize=False)
 
     def run(batch: list[list[int]]) -> int:

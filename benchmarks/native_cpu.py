@@ -13,11 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -141,21 +143,26 @@ def _contender(settings: Settings, kind: str, folder: Path, dtype: str, streams:
     script = Path(__file__).with_name("native_contenders.py")
     numbers = (settings.threads, streams, INPUT, output, settings.repeats)
     command = [python, str(script), kind, str(folder), dtype, *map(str, numbers)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, errors = process.communicate(timeout=_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        raise LookupError(f"it took more than {_LIMIT_S} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # vLLM leaves its EngineCore behind
-        process.wait()
-    if process.returncode:
-        raise LookupError(f"it failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
-    rates: list[float] = json.loads(out.strip().splitlines()[-1])["rates"]
+    # files, no pipes: vLLM's processes outlive it and would keep a pipe open
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
+        try:
+            code = process.wait(_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise LookupError(f"it took more than {_LIMIT_S} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if code:
+            raise LookupError(f"it failed: {(_text(errors).splitlines() or ['no message'])[-1]}")
+        rates: list[float] = json.loads(_text(out).splitlines()[-1])["rates"]
     return rates
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip()
 
 
 def _against_llamacpp(settings: Settings, size: Size, dtype: str, folder: Path) -> Row:
