@@ -7,14 +7,16 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
+
 from benchmarks.quiet import undisturbed
 from benchmarks.servers import Server
 from runner.bench.client import HttpTarget
-from runner.bench.load import closed_loop
+from runner.bench.load import closed_loop, open_loop
 from runner.bench.load import run as run_loop
 from runner.bench.records import BenchRequest, Point, Sample
 from runner.bench.summary import summarize
-from runner.bench.workload import Prompts, Shape
+from runner.bench.workload import Prompts, Shape, arrivals
 
 
 def measure(
@@ -23,6 +25,10 @@ def measure(
     """One closed-loop load of random prompts. Raises RuntimeError if any request failed."""
     samples, cpu_s = run_loop(_closed(server, concurrency, num_requests, shape, seed, endpoint))
     point = summarize(f"{concurrency} at once", samples, cpu_s=cpu_s)
+    return _flawless(server, point)
+
+
+def _flawless(server: Server, point: Point) -> Point:
     if point.num_errors:
         raise RuntimeError(f"{server.name}: {point.num_errors} of {point.num_requests} failed: {point.errors}")
     return point
@@ -38,6 +44,25 @@ async def _closed(
     cpu = time.process_time()
     try:
         return await closed_loop(target, iter(requests), concurrency), time.process_time() - cpu
+    finally:
+        await target.close()
+
+
+def measure_open(server: Server, rate: float, num_requests: int, shape: Shape, *, seed: int) -> Point:
+    """One open-loop load of random prompts, evenly spaced, `rate` a second. Raises RuntimeError if a request failed."""
+    samples, cpu_s = run_loop(_open(server, rate, num_requests, shape, seed))
+    point = summarize(f"{rate:g} a second", samples, cpu_s=cpu_s)
+    return _flawless(server, point)
+
+
+async def _open(server: Server, rate: float, num_requests: int, shape: Shape, seed: int) -> tuple[list[Sample], float]:
+    target = HttpTarget(server.url)
+    await target.prepare()
+    prompts, times = Prompts(seed), arrivals(rate, is_poisson=False, seed=seed)
+    requests = [msgspec.structs.replace(prompts.make(shape), arrival_s=next(times)) for _ in range(num_requests)]
+    cpu = time.process_time()
+    try:
+        return await open_loop(target, requests), time.process_time() - cpu
     finally:
         await target.close()
 

@@ -25,6 +25,8 @@ from benchmarks.servers import Server, free_port, serve
 from benchmarks.settings import Settings
 from runner.bench.workload import Shape
 
+Maker = Callable[[], AbstractContextManager[Server]]
+
 STREAMS = (1, 8, 32, 128)
 CONTEXT = 1024
 SHAPE = Shape(input_len=32, output_len=128)
@@ -56,26 +58,45 @@ class Turn:
     """Of the time, EngineCore kept a core busy; at 1 no frontend can be faster."""
 
 
+@dataclass(frozen=True)
+class Round:
+    """One start of all servers, and a turn of each with each number of streams."""
+
+    turns: dict[tuple[str, int], Turn]
+    starts_s: dict[str, float]
+    memory_mb: float
+    """Of our launcher, after its turns."""
+
+
 def measure(settings: Settings) -> list[Row]:
-    """Rows for each number of streams and each rival, then memory and start."""
+    """Rows for each number of streams and each rival, then memory and start.
+
+    In each round all are started anew, in another order: one process of the same program is up to 8% faster than the
+    next (where its memory lies), and the last of a row faster than the first.
+    """
     python = settings.rivals.vllm_python
     if python is None:
         return [skipped("out=vllm against vllm serve", "-", "VLLM_PYTHON is not set: vLLM is not installed here")]
-    makers = _makers(settings, python)
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(make()) for make in makers.values()]
-        turns = {streams: _turns(servers, streams, settings) for streams in STREAMS}
-        memory = rss_mb(servers[0].process.pid)
-    rows = [row for streams in STREAMS for rival in SPEED_BARS for row in _rows(rival, streams, turns[streams])]
-    return [*rows, _memory(memory), _start(settings, makers)]
+    makers = list(_makers(settings, python).items())
+    rounds = [
+        _round(makers[at % len(makers) :] + makers[: at % len(makers)], at, settings) for at in range(settings.repeats)
+    ]
+    rows = [row for streams in STREAMS for rival in SPEED_BARS for row in _rows(rival, streams, _of(streams, rounds))]
+    return [*rows, _memory(max(one.memory_mb for one in rounds)), _start([one.starts_s for one in rounds])]
 
 
-def _makers(settings: Settings, python: str) -> dict[str, Callable[[], AbstractContextManager[Server]]]:
+def _of(streams: int, rounds: list[Round]) -> dict[str, list[Turn]]:
+    """Every server's turns with that many streams."""
+    names = rounds[0].starts_s
+    return {name: [one.turns[name, streams] for one in rounds] for name in names}
+
+
+def _makers(settings: Settings, python: str) -> dict[str, Maker]:
     """How to start each server: ours first."""
     from model_cards import presets
 
     model = Path(presets.__file__).parent / "demo" / "hf"
-    makers: dict[str, Callable[[], AbstractContextManager[Server]]] = {
+    makers: dict[str, Maker] = {
         "llmrun": partial(_ours, settings, model, python),
         PYTHON: partial(_theirs, PYTHON, [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model)], _flags()),
     }
@@ -117,17 +138,23 @@ def _ours(settings: Settings, model: Path, python: str) -> Iterator[Server]:
             yield server
 
 
-def _turns(servers: list[Server], streams: int, settings: Settings) -> dict[str, list[Turn]]:
-    """A, B, C, A, B, C …: every server's loads of that many streams."""
-    found: dict[str, list[Turn]] = {server.name: [] for server in servers}
-    for server in servers:
-        client.measure(server, streams, streams, Shape(input_len=16, output_len=16), seed=1_000)
-    for repeat in range(settings.repeats):
-        for server in servers:
-            turn = partial(_turn, server, streams, repeat, num_rounds=1 if settings.is_quick else 3)
-            pids = [other.process.pid for other in servers]
-            found[server.name].append(turn() if settings.is_quick else undisturbed(turn, pids))
-    return found
+def _round(makers: list[tuple[str, Maker]], seed: int, settings: Settings) -> Round:
+    """All servers up at once, asked one after the other. A start lasts to the first healthy answer."""
+    with contextlib.ExitStack() as stack:
+        servers, starts = {}, {}
+        for name, make in makers:
+            begin = time.monotonic()
+            servers[name] = stack.enter_context(make())
+            starts[name] = time.monotonic() - begin
+        turns = {}
+        for streams in STREAMS:
+            for server in servers.values():
+                client.measure(server, streams, streams, Shape(input_len=16, output_len=16), seed=1_000)
+            for name, server in servers.items():
+                turn = partial(_turn, server, streams, seed, num_rounds=1 if settings.is_quick else 3)
+                pids = [other.process.pid for other in servers.values()]
+                turns[name, streams] = turn() if settings.is_quick else undisturbed(turn, pids)
+        return Round(turns, starts, rss_mb(servers["llmrun"].process.pid))
 
 
 def _turn(server: Server, streams: int, seed: int, num_rounds: int) -> Turn:
@@ -179,24 +206,15 @@ def _memory(megabytes: float) -> Row:
     return Row(what=what, ours=f"{megabytes:.0f} MB", bar=bar, is_met=megabytes <= MEMORY_BAR_MB)
 
 
-def _start(settings: Settings, makers: dict[str, Callable[[], AbstractContextManager[Server]]]) -> Row:
-    """From the command to a healthy server; the files are in the page cache by now."""
-    walls: dict[str, list[float]] = {"llmrun": [], PYTHON: []}
-    for _ in range(min(settings.repeats, 3)):
-        for name, found in walls.items():
-            found.append(_start_s(makers[name]))
-    ratio = client.median(walls["llmrun"]) / client.median(walls[PYTHON])
+def _start(rounds: list[dict[str, float]]) -> Row:
+    """From the command to a healthy server; the files are in the page cache but for the first start of each."""
+    ours, theirs = ([one[name] for one in rounds[1:] or rounds] for name in ("llmrun", PYTHON))
+    ratio = client.median(ours) / client.median(theirs)
     return Row(
         what="start to the first healthy answer, warm cache",
-        ours=client.spread_text(walls["llmrun"], "s"),
-        rival=client.spread_text(walls[PYTHON], "s"),
+        ours=client.spread_text(ours, "s"),
+        rival=client.spread_text(theirs, "s"),
         ratio=f"{ratio:.2f}x",
         bar=f"<= {START_BAR:g}x",
         is_met=ratio <= START_BAR,
     )
-
-
-def _start_s(make: Callable[[], AbstractContextManager[Server]]) -> float:
-    begin = time.monotonic()
-    with make():
-        return time.monotonic() - begin
