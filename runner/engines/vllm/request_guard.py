@@ -180,8 +180,13 @@ def _check_sampling(proc: Any, request: Any) -> None:
         "structured_outputs_config": config.structured_outputs_config,
         "tokenizer": getattr(proc.structured_output_manager, "tokenizer", None),
     }
-    wanted = inspect.signature(sampling.verify).parameters
+    wanted = _parameters(type(sampling).verify)
     sampling.verify(**{name: value for name, value in offered.items() if name in wanted})
+
+
+@functools.cache
+def _parameters(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _is_seed_harmless(config: Any) -> bool:
