@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -16,15 +16,6 @@ from tests.runner.net.cluster import Cluster
 from tests.runner.net.fleet import shared_prefixes
 
 pytestmark = pytest.mark.dist
-
-
-@pytest.fixture
-def nats(monkeypatch: pytest.MonkeyPatch) -> Iterator[daemons.Daemon]:
-    daemon = daemons.nats()
-    daemon.start()
-    monkeypatch.setenv("NATS_SERVER", f"nats://127.0.0.1:{daemon.port}")
-    yield daemon
-    daemon.kill()
 
 
 @pytest.fixture

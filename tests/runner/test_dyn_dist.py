@@ -33,15 +33,6 @@ def etcd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[daemons.Da
 
 
 @pytest.fixture
-def nats(monkeypatch: pytest.MonkeyPatch) -> Iterator[daemons.Daemon]:
-    daemon = daemons.nats()
-    daemon.start()
-    monkeypatch.setenv("NATS_SERVER", f"nats://127.0.0.1:{daemon.port}")
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
 async def cluster(etcd: daemons.Daemon, nats: daemons.Daemon, tmp_path: Path) -> AsyncIterator[Cluster]:
     async with Cluster(tmp_path, "--store", "etcd") as made:
         yield made
