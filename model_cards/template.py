@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from jinja2 import nodes
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.exceptions import TemplateSyntaxError
 
@@ -53,6 +54,7 @@ class _Compiled:
             raise TemplateError(
                 f"the chat template has {len(source):,} characters; at most {MAX_SOURCE_CHARS:,} are allowed"
             )
+        self.source = source
         self.lock = threading.Lock()
         self.environment = SandboxEnvironment()
         self.environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
@@ -62,6 +64,11 @@ class _Compiled:
             raise TemplateError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
         except Exception as error:  # compiling runs a stranger's text: deep nesting, constants that overflow ...
             raise TemplateError(f"the chat template cannot be compiled: {_describe(error)}") from None
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The variables that the source names anywhere, read or not on one way through it."""
+        return frozenset(node.name for node in self.environment.parse(self.source).find_all(nodes.Name))
 
     def render(self, variables: dict[str, Any]) -> str:
         """Render; raises TemplateError and nothing else."""
@@ -129,6 +136,10 @@ class ChatTemplate:
         self._now = now
         self._dialects: dict[str, Dialect] = {}
         _compile(source)
+
+    def reads(self, name: str) -> bool:
+        """Whether `tools` or `documents` would reach the prompt: the template that serves them names the variable."""
+        return name in _compile(self._choose(name == "tools", name == "documents")).names
 
     def render_fitted(
         self,

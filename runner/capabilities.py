@@ -83,9 +83,17 @@ class Reporter:
         message = f"engine {self._capabilities.engine!r} does not honour {field} (asked: {_brief(value)})"
         if field == "adapter":
             message += f"; loaded adapters: {', '.join(self._capabilities.adapters()) or 'none'}"
+        self._settle(field, message, "leave it out, choose another engine, or use --lenient")
+
+    def unread(self, field: str) -> None:
+        """A field that the model's chat template never looks at."""
+        message = f"the chat template of this model has no place for {field}: the model would not see them"
+        self._settle(field, message, "leave them out, give a --chat-template that reads them, or use --lenient")
+
+    def _settle(self, field: str, message: str, advice: str) -> None:
         if not self._lenient:
-            raise UnsupportedField(f"{message}; leave it out, choose another engine, or use --lenient", field=field)
-        self.warnings.append(f"{message}; it was left out")
+            raise UnsupportedField(f"{message}; {advice}", field=field)
+        self.warnings.append(f"{message}; left out")
 
 
 def _brief(value: Any) -> str:

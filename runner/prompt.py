@@ -77,8 +77,7 @@ class PromptBuilder:
                 raise RequestError(f"{name} is set by the request itself, not by template arguments",
                                    field="chat_template_kwargs")  # fmt: skip
         try:
-            template = self._override(request.chat_template) if request.chat_template is not None else self._template
-            return template.render_fitted(
+            return self._template_of(request).render_fitted(
                 request.messages,
                 tools=request.tools,
                 documents=request.documents,
@@ -88,6 +87,17 @@ class PromptBuilder:
             )
         except CardError as error:
             raise TemplateFailed(str(error), field="messages") from error
+
+    def unread(self, request: ChatRequest) -> list[str]:
+        """Fields of the request that its chat template never looks at, so that the model would not see them."""
+        asked = [name for name in ("tools", "documents") if request.messages is not None and getattr(request, name)]
+        try:
+            return [name for name in asked if not self._template_of(request).reads(name)]
+        except CardError as error:
+            raise TemplateFailed(str(error), field="messages") from error
+
+    def _template_of(self, request: ChatRequest) -> ChatTemplate:
+        return self._override(request.chat_template) if request.chat_template is not None else self._template
 
     def check_ids(self, ids: list[int], field: str) -> None:
         """Raises RequestError unless all are ids of the vocabulary."""

@@ -159,6 +159,21 @@ async def test_a_request_can_bring_its_template_and_its_arguments(start: Start) 
         pipeline.render(chat(chat_template="{% if %}"))
 
 
+async def test_tools_that_the_template_does_not_read_are_refused_by_name(start: Start, toy_card: ModelCard) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    pipeline, engine = await start(says([72]))
+    with pytest.raises(UnsupportedField, match="chat template of this model has no place for tools") as caught:
+        await collect(pipeline, chat(tools=tools))
+    assert caught.value.field == "tools"
+    with pytest.raises(UnsupportedField, match="no place for documents"):
+        await collect(pipeline, chat(documents=[{"text": "x"}]))
+    assert not engine.requests
+    reads = "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ messages[0].content }}"
+    assert text_of(await collect(pipeline, chat(tools=tools, chat_template=reads)))
+    lenient, _ = await start(says([72]), lenient=True)
+    assert "no place for tools" in (await collect(lenient, chat(tools=tools)))[0].warnings[0]
+
+
 async def test_a_model_without_a_template_says_so_once_and_chats(start: Start, toy_card: ModelCard) -> None:
     said: list[str] = []
     card = msgspec.structs.replace(toy_card, chat_template=None)
