@@ -308,9 +308,12 @@ def _truth(flag: Flag, raw: Any, origin: str) -> bool:
 
 
 def _several(flag: Flag, raw: Any, origin: str) -> tuple[str, ...]:
-    parts = raw.split(",") if isinstance(raw, str) else list(raw) if isinstance(raw, list | tuple) else None
+    parts = [raw] if isinstance(raw, str) else list(raw) if isinstance(raw, list | tuple) else None
     if parts is None or not all(isinstance(part, str) for part in parts):
         raise _refuse(flag, raw, origin)
+    # `--api-key "$KEY"` with nothing in KEY must not serve everybody
+    for blank in (part for part in parts if not part.strip(" ,")):
+        raise UsageError(f"{origin}: got {blank!r}; allowed: text that is not empty; leave {origin} out for none")
     return tuple(stripped for part in parts for item in part.split(",") if (stripped := item.strip()))
 
 

@@ -88,6 +88,12 @@ def test_the_file_can_be_named_by_the_environment_and_takes_typed_values(tmp_pat
     assert values["lora"] == ("x.gguf",)
 
 
+@pytest.mark.parametrize("raw", ["", " ", ",", ["a", ""]])
+def test_an_empty_key_is_not_the_same_as_no_key(raw: object) -> None:
+    with pytest.raises(UsageError, match=r"--api-key: got .* not empty"):
+        parse_value(BY_KEY["api_key"], raw, "--api-key")
+
+
 def test_an_empty_variable_counts_as_unset() -> None:
     assert "http_port" not in merge({}, {"LLMRUN_HTTP_PORT": ""}).values
 
