@@ -60,6 +60,7 @@ TABLE: tuple[tuple[type[BaseException], Row], ...] = (
     (UnsupportedField, Row(400, INVALID, "unsupported_parameter")),
     (TemplateFailed, Row(400, INVALID, "chat_template_error")),
     (RequestError, Row(400, INVALID, None)),
+    (web.RequestPayloadError, Row(400, INVALID, None)),  # a body that is not what its Content-Encoding says
     (ShuttingDown, Row(503, SERVER, "shutting_down")),
     (EngineBusy, Row(503, SERVER, "engine_busy")),
     (EngineDied, Row(503, SERVER, "engine_died")),

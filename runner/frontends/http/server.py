@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from runner.frontends.http.app import make_app
 from runner.frontends.http.request_log import RequestLog
@@ -19,6 +22,18 @@ from runner.frontends.http.state import State
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEPALIVE_S = 75.0
 _HURRY_S = 2.0
+
+
+class _ServerLog(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log, with one line instead of a traceback for a client that sends something other than HTTP."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **more: Any) -> None:
+        """What aiohttp calls for every request that it cannot read."""
+        if isinstance(exc_info, HttpProcessingError):
+            said = " ".join(exc_info.message.split())
+            self.warning(f"{msg}: not HTTP as it should be: %s", *args, said[:200])
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **more)
 
 
 class Stop:
@@ -74,6 +89,7 @@ async def serve(
         make_app(state),
         handler_cancellation=True,
         access_log=None,
+        logger=_ServerLog(logging.getLogger("aiohttp.server")),
         keepalive_timeout=_KEEPALIVE_S,
         shutdown_timeout=1.0,
     )

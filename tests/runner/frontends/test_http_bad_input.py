@@ -102,6 +102,25 @@ async def test_hostile_bytes_do_not_hurt(data: bytes) -> None:
         assert (await server.post(CHATS, CHAT))[0] == 200
 
 
+async def test_a_body_that_is_not_what_its_encoding_says_is_a_400() -> None:
+    async with running() as server:
+        status, answer = await post_raw(server, b"not gzip at all", **{"Content-Encoding": "gzip"})
+        assert status == 400 and "gzip" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("data", [b"GET /live HTTP/1.1\r\n\r\n", b"GET /li\x00ve HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_what_is_not_http_is_one_line_in_the_log(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        writer.write(data)
+        async with asyncio.timeout(5):
+            assert b" 400 " in await reader.readline()
+        writer.close()
+    (record,) = [record for record in caplog.records if record.name == "aiohttp.server"]
+    assert record.exc_info is None and "\n" not in record.getMessage()
+    assert "127.0.0.1: not HTTP as it should be" in record.getMessage()
+
+
 async def test_a_header_attack_cannot_split_the_response() -> None:
     async with running() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
