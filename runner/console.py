@@ -16,6 +16,7 @@ from runner.errors import EngineStartFailed, LlmrunError, UsageError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _LOG_TAIL_LINES = 20
+_OUR_ERRORS = ("runner.errors.", "model_cards.errors.")
 
 
 def colours(stream: TextIO) -> bool:
@@ -56,7 +57,7 @@ def _write_log_tail(error: BaseException, verbose: int) -> None:
     """
     tail = str(getattr(error, "log_tail", "")).rstrip()
     lines = tail.splitlines()[-_LOG_TAIL_LINES:]
-    is_ours = bool(lines) and (lines[-1].strip().startswith("runner.errors.") or tail in str(error))
+    is_ours = bool(lines) and (lines[-1].strip().startswith(_OUR_ERRORS) or tail in str(error))
     if lines and (verbose or not is_ours):
         of = "the engine's" if isinstance(error, EngineStartFailed) else "the"
         _write(style(f"{of} last log lines:", "2", sys.stderr))

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
+from model_cards.errors import CardError
 from runner.engines.base import StepEngine, StepOutput
 from runner.engines.block_log import BlockEvent, BlockLog
 from runner.engines.failures import describe
@@ -105,7 +106,7 @@ def start_failure(error: BaseException) -> Failed:
     traceback.print_exception(error)
     if isinstance(error, EngineStartFailed):
         return Failed(error.reason, error.hint)
-    return Failed(str(error) if isinstance(error, LlmrunError) else describe(error))
+    return Failed(str(error) if isinstance(error, LlmrunError | CardError) else describe(error))
 
 
 def attach_progress(engine: Any, sink: Sink) -> None:

@@ -142,8 +142,9 @@ def test_a_failed_start_is_reported_with_log_and_fix(capsys: pytest.CaptureFixtu
     assert text.index("line 2") < text.index("error: no memory") < text.index("fix: buy some")
 
 
-def test_our_own_traceback_in_the_log_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
-    error = EngineStartFailed("no library", log_tail="Traceback …\nrunner.errors.EngineStartFailed: no library")
+@pytest.mark.parametrize("kind", ["runner.errors.EngineStartFailed", "model_cards.errors.ModelFileError"])
+def test_our_own_traceback_in_the_log_is_not_repeated(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    error = EngineStartFailed("no library", log_tail=f"Traceback …\n{kind}: no library")
     console.report(error)
     assert "Traceback" not in capsys.readouterr().err
     console.report(error, verbose=1)

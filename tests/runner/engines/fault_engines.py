@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from model_cards.errors import ModelFileError
 from runner.engines.base import EngineSpec, StepOutput
 from runner.errors import EngineStartFailed, RequestError, UnsupportedField
 from runner.types import EmbedRequest, EmbedResult, EngineInfo, TokenDelta, TokenRequest
@@ -139,6 +140,11 @@ class OutOfMemory(Counter):
 class Refuses(Counter):
     def start(self, spec: EngineSpec) -> EngineInfo:
         raise EngineStartFailed("the model has wings", hint="clip them")
+
+
+class BrokenModel(Counter):
+    def start(self, spec: EngineSpec) -> EngineInfo:
+        raise ModelFileError("a shard is missing")
 
 
 class NeverReady(Counter):

@@ -21,6 +21,7 @@ BOUND_S = 10.0
         ("Segfaults", "SIGSEGV", "segmentation fault"),
         ("OutOfMemory", "cannot allocate 99 GB", "not enough memory"),
         ("Refuses", "the model has wings", "clip them"),
+        ("BrokenModel", "did not start: a shard is missing", ""),
         ("NoSuchClass", "NoSuchClass", ""),
     ],
 )

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from model_cards.errors import ModelFileError
 from runner.engines.native.models import llama
 from runner.engines.native.spec import Config, DecoderSpec
 from runner.engines.native.weights import Names
@@ -32,6 +33,7 @@ _SPELLINGS = {
     "hidden_act": ("activation_function", "activation"), "num_experts": ("num_local_experts",),
 }  # fmt: skip
 """What a family reads -> what config.json may call it."""
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ class Family:
     module: Any
 
     def spec(self, config: Config) -> DecoderSpec:
-        """Of a config.json as it is. Raises EngineStartFailed for what is not known."""
-        return self.module.spec(_spelled(config))  # type: ignore[no-any-return]
+        """Of a config.json as it is. Raises EngineStartFailed for what is unknown, ModelFileError for what is wrong."""
+        spelled = _spelled(config)
+        _check_sizes(spelled)
+        try:
+            return self.module.spec(spelled)  # type: ignore[no-any-return]
+        except KeyError as error:
+            raise ModelFileError(f"config.json lacks {error.args[0]}: it is incomplete, or of another model") from None
 
     @property
     def names(self) -> Names:
@@ -58,6 +65,14 @@ def find_family(config: Config) -> Family | None:
         return None
     module = importlib.import_module(f"{__name__}.{name}")
     return Family(module) if getattr(module, "supports", lambda _: True)(_spelled(config)) else None
+
+
+def _check_sizes(config: Config) -> None:
+    """Whatever a family reads first; what is not there at all is told by its name."""
+    for name in _SIZES:
+        value = config.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ModelFileError(f"config.json: {name} is {value!r}; a whole number from 1 is wanted")
 
 
 def _spelled(config: Config) -> Config:

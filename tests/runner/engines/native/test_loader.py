@@ -76,6 +76,24 @@ def test_missing_tensor(folder: Path) -> None:
         load_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intermediate_size": None}, "lacks intermediate_size"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ],
+)
+def test_sizes_that_are_missing_or_none(changes: dict[str, Any], message: str) -> None:
+    config = {"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "intermediate_size": 96} | changes
+    family = find_family({name: value for name, value in config.items() if value is not None})
+    assert family is not None
+    with pytest.raises(ModelFileError, match=rf"config\.json.*{message}"):
+        family.spec({name: value for name, value in config.items() if value is not None})
+
+
 def test_misshapen_tensor(folder: Path) -> None:
     edit(folder, model__norm__weight=torch.zeros(63))
     with pytest.raises(ModelFileError, match=r"model\.norm\.weight in .*model\.safetensors has shape \[63\].*\[64\]"):
