@@ -17,5 +17,7 @@ def set_up(verbose: int) -> None:
     root.setLevel(_LEVELS[min(verbose, 2)])
     # said of every TLS connection of asyncio's streams (NATS) that the other side ends; nothing follows from it
     logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.getMessage())
+    # huggingface_hub has a handler of its own, put there on import: each of its lines would come twice
+    logging.getLogger("huggingface_hub").propagate = False
     for name in _NOISY:
         logging.getLogger(name).setLevel(_LEVELS[max(min(verbose, 2) - 1, 0)])

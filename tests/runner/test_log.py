@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +17,22 @@ def restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
+    logging.getLogger("huggingface_hub").propagate = True
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def test_the_hubs_library_says_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("huggingface_hub.utils")
+    log.set_up(0)
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    library = logging.getLogger("huggingface_hub")
+    own = [handler for handler in library.handlers if isinstance(handler, logging.StreamHandler)]
+    with contextlib.ExitStack() as undo:
+        for handler in own:  # it took stderr when it was imported
+            undo.callback(handler.setStream, handler.setStream(sys.stderr))
+        logger.warning("Retrying in 1s")
+    assert capsys.readouterr().err.count("Retrying in 1s") == 1
 
 
 @pytest.mark.parametrize(
