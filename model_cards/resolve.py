@@ -257,6 +257,12 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _no_such_path(path: Path) -> str:
+    try:
+        path.stat()
+    except PermissionError:
+        return f"{path}: Permission denied on the way to it; ask for read and search permission of its folders"
+    except OSError:
+        pass
     parent = path.parent
     while not _exists(parent) and parent != parent.parent:
         parent = parent.parent

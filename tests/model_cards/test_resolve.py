@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,14 @@ class TestWhatIsNotThere:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(ModelNotFound, match="no such file or folder"):
             resolve(text)
+
+    def test_a_folder_that_may_not_be_searched_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path, **_: Any) -> os.stat_result:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "stat", refuse)  # root, who runs some of these tests, may search everything
+        with pytest.raises(ModelNotFound, match="Permission denied on the way"):
+            resolve(str(tmp_path / "model.gguf"))
 
     def test_a_local_folder_makes_it_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
