@@ -66,6 +66,7 @@ class RequestDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
 NO_DEFAULTS = RequestDefaults()
 
+_REFUSAL_ADVICE = "; remove it, or start with --lenient to get a warning instead"
 _TRUNCATED = "Input data was truncated"
 """What msgspec also says of half a surrogate pair that stands at the end of a string."""
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
@@ -106,7 +107,7 @@ def read_fields(
         except UnsupportedField as error:
             if not lenient:
                 raise
-            warnings.append(f"not honoured: {error}")
+            warnings.append(f"not honoured: {str(error).removesuffix(_REFUSAL_ADVICE)}")
     return values, tuple(warnings)
 
 
@@ -121,7 +122,7 @@ def _read_without_effect(name: str, value: Any, table: Mapping[str, Kind]) -> No
 
 def _unknown(name: str, table: Mapping[str, Kind]) -> str:
     close = HINTS.get(name) or next(iter(difflib.get_close_matches(name[:100], [*table, *ALIASES], 1, 0.7)), None)
-    hint = f"; did you mean {close}?" if close else "; remove it, or start with --lenient to get a warning instead"
+    hint = f"; did you mean {close}?" if close else _REFUSAL_ADVICE
     return f"unknown field {show(name)}{hint}"
 
 

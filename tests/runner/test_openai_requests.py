@@ -197,6 +197,7 @@ def test_lenient_warns_instead() -> None:
         "frobnicate",
         "suffix",
     ]
+    assert not any("--lenient" in one for one in call.warnings), "it is lenient already"
     with pytest.raises(RequestError):
         parse_chat({"messages": HELLO, "top_k": "x"}, request_id="r", lenient=True)
 
