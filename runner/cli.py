@@ -346,7 +346,7 @@ def _usage_error(error: Any) -> UsageError:
     if wrong and "No such option" in message:
         from runner.config_file import did_you_mean
 
-        names = [name for flag in FLAGS for name in flag.names]
+        names = [name for param in error.ctx.command.params for name in param.opts]
         message = f"no such flag: {wrong}{did_you_mean(wrong, names)}"
     return UsageError(f"{message} (llmrun --help lists everything)")
 

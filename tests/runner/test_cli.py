@@ -125,6 +125,8 @@ def test_a_bool_of_the_environment_can_be_taken_back(
     ("arguments", "message"),
     [
         (["--http-prt", "1"], "no such flag: --http-prt; did you mean --http-port?"),
+        (["version", "--json"], "no such flag: --json (llmrun"),
+        (["show", "--jsn", "demo"], "no such flag: --jsn; did you mean --json?"),
         (["--http-port"], "requires an argument"),
         (["--http-port", "x", "out=echo_full"], "--http-port: got 'x'; allowed: a whole number from 1 to 65,535"),
         (["-vvv", "out=echo_full"], "-v, -vv"),
