@@ -69,7 +69,11 @@ class Supervisor:
 
         Call it in the thread that lives as long as the child may: PR_SET_PDEATHSIG counts the thread, not the process.
         """
-        log_path = _new_log(self.name)
+        try:
+            log_path = _new_log(self.name)
+        except OSError as error:
+            said = f"{error.strerror}: its log is written here; LLMRUN_HOME names another folder for what llmrun keeps"
+            raise OSError(error.errno, said, error.filename) from error
         with log_path.open("ab", buffering=0) as log:
             popen = subprocess.Popen(
                 argv,

@@ -56,6 +56,15 @@ async def test_no_such_interpreter(make_engine: MakeEngine) -> None:
         await make_engine("Counter", python="/nonexistent/python").start()
 
 
+async def test_no_folder_for_the_log_names_the_variable_that_moves_it(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path / "home"))
+    with pytest.raises(EngineStartFailed, match=r"LLMRUN_HOME names another folder.*: '.*home/state"):
+        await make_engine("Counter").start()
+
+
 async def test_closing_or_cancelling_during_a_start(make_engine: MakeEngine) -> None:
     others = set(psutil.Process().children())  # servers that other tests share
     engine = make_engine("NeverReady")
