@@ -229,7 +229,7 @@ class _Answer:
         if self._num_moves >= self._max_moves:
             raise EngineDied(f"{begun}; --migration-limit (now {self._max_moves}) lets answers go on at another worker")
         if not _can_move(self._whole):
-            raise EngineDied(f"{begun}; a guided or penalised answer cannot go on at another worker")
+            raise EngineDied(f"{begun}; a guided, penalised or seeded answer cannot go on at another worker")
         self._num_moves += 1
         self._made_here = 0
         self.tried = {worker.id}
@@ -240,7 +240,9 @@ class _Answer:
 def _can_move(request: TokenRequest) -> bool:
     """Whether prompt + tokens so far is all that the next token depends on."""
     sampling = request.sampling
-    is_free = sampling.guided is None and sampling.beam_width == 1
+    # another worker would begin with the seed's first numbers again: the answer would not be that of the seed
+    is_drawn = sampling.seed is not None and sampling.temperature > 0
+    is_free = sampling.guided is None and sampling.beam_width == 1 and not is_drawn
     return is_free and not sampling.presence_penalty and not sampling.frequency_penalty
 
 

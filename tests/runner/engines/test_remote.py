@@ -92,7 +92,7 @@ class Prefix:
 
 def _request(num: int = 40, **sampling: Any) -> TokenRequest:
     return TokenRequest(
-        id="r1", token_ids=[1, 2, 3], max_tokens=num, sampling=SamplingParams(temperature=0.0, **sampling)
+        id="r1", token_ids=[1, 2, 3], max_tokens=num, sampling=SamplingParams(**{"temperature": 0.0, **sampling})
     )
 
 
@@ -162,11 +162,15 @@ async def test_an_answer_that_depends_on_more_than_its_tokens_does_not_move() ->
     class Guided(Prefix):
         async def start(self) -> EngineInfo:
             return EngineInfo(
-                name="p", context_length=4096, capabilities=("temperature", "guided.regex", "presence_penalty")
+                name="p", context_length=4096, capabilities=("temperature", "guided.regex", "presence_penalty", "seed")
             )
 
-    for sampling in ({"guided": GuidedDecoding(regex="a*")}, {"presence_penalty": 1.0}):
-        with pytest.raises(EngineDied, match="guided or penalised"):
+    for sampling in (
+        {"guided": GuidedDecoding(regex="a*")},
+        {"presence_penalty": 1.0},
+        {"seed": 7, "temperature": 0.5},
+    ):
+        with pytest.raises(EngineDied, match="guided, penalised or seeded"):
             await _with([Guided(fail_after=3), Guided()], _request(**sampling), migration_limit=3)
 
 
