@@ -101,6 +101,11 @@ async def _local_target(
         extra = f"in={parsed.source}" if parsed.source is not None else repr(parsed.prompt)
         raise UsageError(f"bench: got {extra}; it takes out=… and MODEL only")
     plan = make_plan(settings, parsed._replace(source="none"), (), terminal=False, resolve=find_card)
+    if plan.level == "models":
+        raise UsageError(
+            f"bench: out={plan.engine.name} runs in other processes; start `llmrun in=http out=dyn://…` and measure it "
+            "with --url http://127.0.0.1:8080"
+        )
     service, info = await start_service(plan)
     name = f"{plan.card.name} on out={info.name} {info.version}".rstrip()
     target = ServiceTarget(service, endpoint=options.endpoint)

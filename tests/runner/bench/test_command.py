@@ -98,6 +98,12 @@ def test_levels() -> None:
     assert levels("1,8,32") == [1, 8, 32]
 
 
+@pytest.mark.parametrize("target", ["out=dyn", "out=dyn://a.b.c"])
+def test_workers_are_measured_through_their_ingress(target: str) -> None:
+    with pytest.raises(UsageError, match=r"in=http out=dyn.*--url"):
+        command.run([target])
+
+
 def test_an_extra_body_must_be_an_object(server: FakeServer) -> None:
     with pytest.raises(UsageError, match="--extra-body"):
         command.run(["--url", server.url, "--extra-body", "[1]"])
