@@ -77,6 +77,10 @@ _MEMORY = (
 
 _MODEL = (
     (
+        r"max_model_len \(\d+\) is greater than the derived max_model_len \(\w+=(\d+)",
+        "the model was made for {0} tokens: take a --context-length of at most {0}, or leave it out",
+    ),
+    (
         r"gated repo|GatedRepoError|Access to model .* is restricted|awaiting a review from the repo authors",
         "the model is gated: accept its terms on its page on the Hub, then set HF_TOKEN",
     ),

@@ -5,6 +5,7 @@ Owns the reading; the table is hint_rows.py, and an engine may have rows of its 
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ _PREFIX = re.compile(
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Refused|Failed)\b(?::\s*\S.*)?$"
 )
+_VALIDATION = re.compile(r"\d+ validation errors? for \S+$")
 
 _BY_SIGNAL = {
     signal.SIGKILL: "something else killed it; most often the system ran out of memory: take a smaller model, a "
@@ -46,13 +48,25 @@ def likely_fix(text: str, returncode: int | None = None, engine: str = "") -> st
 
 def find_cause(log: str) -> str:
     """The line of a log that says why: its last exception, without the marks of loggers; empty where there is none."""
+    after: list[str] = []
     for line in reversed(log.splitlines()):
         text = line.strip()
         while (shorter := _PREFIX.sub("", text)) != text:
             text = shorter
         if _EXCEPTION.match(text):
+            text += _said_by_pydantic(text, reversed(after))
             return text if len(text) <= _CAUSE_LIMIT else text[: _CAUSE_LIMIT - 1] + "…"
+        after.append(text)
     return ""
+
+
+def _said_by_pydantic(text: str, after: Iterable[str]) -> str:
+    """What stands in the lines after `1 validation error for NAME`: a place and a sentence, or the sentence alone."""
+    if not _VALIDATION.search(text):
+        return ""
+    said = " ".join(itertools.takewhile(lambda line: not line.startswith("For further information"), after))
+    said = said.partition(" [type=")[0].removeprefix("Value error, ")
+    return f": {said}" if said else ""
 
 
 def describe_exit(returncode: int | None) -> str:

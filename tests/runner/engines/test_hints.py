@@ -146,6 +146,22 @@ def test_the_cause_is_the_last_exception_without_the_marks_of_loggers() -> None:
     assert find_cause("all is well\nError handling: on") == ""
 
 
+def test_what_pydantic_found_wrong_stands_after_the_exception() -> None:
+    log = (
+        "(Main pid=1) Traceback (most recent call last):\n"
+        "(Main pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "(Main pid=1)   Value error, User-specified max_model_len (100000) is greater than the derived max_model_len "
+        "(max_position_embeddings=2048.0 or model_max_length=None in model's config.json). To allow overriding this "
+        "maximum, set an env var. [type=value_error, input_value=ArgsKwargs(), input_type=ArgsKwargs]\n"
+        "(Main pid=1)     For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
+    )
+    assert "1 validation error for ModelConfig: User-specified max_model_len (100000) is greater" in find_cause(log)
+    assert "[type=" not in find_cause(log)
+    assert "made for 2048 tokens" in likely_fix(log)
+    place = "x.ValidationError: 1 validation error for CacheConfig\nblock_size\n  Input should be 8 [type=x]\n"
+    assert find_cause(place).endswith("CacheConfig: block_size Input should be 8")
+
+
 def test_what_the_exception_says_counts_more_than_what_stands_around_it() -> None:
     log = (
         "warning: /x: No such file or directory\nValueError: World size (2) is larger than the number of available GPUs"
