@@ -150,8 +150,9 @@ def _installed(name: str) -> Path:
 
 def _claim(host: str, port: int, name: str, flag: str, variable: str) -> int:
     """The port, or a free one for 0. Raises UsageError when it is taken or cannot be had."""
+    free = _free_port(host)
     if port == 0:
-        return _free_port(host)
+        return free
     if _is_taken(host, port):
         raise UsageError(
             f"port {port} on {host} is in use. If {name} runs there, use it: {variable}{host}:{port}; "

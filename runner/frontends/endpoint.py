@@ -78,9 +78,12 @@ class EndpointFrontend:
                 finally:
                     await streams.end()
                     await endpoint.close()
-            except (StoreUnavailable, OSError) as error:
+            except StoreUnavailable as error:
                 hint = "" if isinstance(error, StoreRefused) else _HINT
                 raise EngineStartFailed(f"the worker cannot register: {error}", hint=hint) from error
+            except OSError as error:
+                what = f"the worker cannot listen on {self._settings.host}: {error.strerror or error}"
+                raise EngineStartFailed(what, hint="--dyn-host takes an address of this machine") from error
             finally:
                 await files.close()
                 await store.close()

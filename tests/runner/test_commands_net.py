@@ -96,8 +96,16 @@ def test_a_port_in_use_is_named_with_what_to_do(capsys: pytest.CaptureFixture[st
         assert main(["up", "--nats-port", str(port), "--etcd-port", "0"]) == 2
     said = capsys.readouterr().err
     assert f"port {port} on 127.0.0.1 is in use" in said and f"NATS_SERVER=nats://127.0.0.1:{port}" in said
-    assert main(["up", "--host", "192.0.2.1", "--nats-port", "0", "--etcd-port", "0"]) == 2
-    assert "is no address of this machine" in capsys.readouterr().err
+    for number in ("0", str(port)):
+        assert main(["up", "--host", "192.0.2.1", "--nats-port", number, "--etcd-port", number]) == 2
+        assert "is no address of this machine" in capsys.readouterr().err
+
+
+def test_a_worker_whose_address_is_not_of_this_machine_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["in=dyn://pool", "out=echo_full", "--dyn-host", "192.0.2.1"]) == 1
+    said = capsys.readouterr().err
+    assert "cannot listen on 192.0.2.1" in said and "--dyn-host" in said
+    assert "llmrun up" not in said
 
 
 def test_a_program_that_is_not_here_is_named(
