@@ -1,4 +1,4 @@
-"""in=none: the engine runs, nothing is exposed; waits for SIGINT or SIGTERM (followers of a multi-node engine)."""
+"""in=none: the engine runs, nothing is exposed; waits for SIGINT or SIGTERM, or for the end of the engine."""
 
 from __future__ import annotations
 
@@ -19,25 +19,22 @@ class NoneFrontend:
     """Waits."""
 
     def __init__(self, spec: FrontendSpec) -> None:
-        self._spec = spec
+        """See Frontend; there is nothing to choose."""
 
     async def run(self, catalog: Catalog) -> int:
-        """Returns 0 after the first signal; 1 when this node of several has lost its engine. The launcher closes it."""
+        """Returns 0 after the first signal; 1 when the engine is lost. The launcher closes it."""
         loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
         for number in _SIGNALS:
             loop.add_signal_handler(number, stopped.set)
         try:
-            if self._spec.options.num_nodes > 1:
-                return await self._watch(catalog, stopped)
-            await stopped.wait()
+            return await self._watch(catalog, stopped)
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
-        return 0
 
     async def _watch(self, catalog: Catalog, stopped: asyncio.Event) -> int:
-        """A node whose engine is gone can serve nothing more: node 0 must start it again with all others."""
+        """No request comes here that would start a dead engine again; of several nodes, node 0 must."""
         while not stopped.is_set():
             try:
                 await catalog.default().health()
