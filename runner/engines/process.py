@@ -202,9 +202,8 @@ class ProcessEngine:
             await self._burial  # the dead one must have given back its memory
         if self.info is not None:
             if not self._budget.take():
-                raise EngineDied(
-                    f"{self._death}\nit is not started again ({self._budget.max_restarts} restarts allowed)"
-                )
+                last = f"\nit is not started again ({self._budget.max_restarts} restarts allowed)"
+                raise EngineDied((self._death or "").removesuffix(last) + last)  # said once, however many ask
             self.num_restarts += 1
         self._connection = await self._connector.connect(self._lost, self.on_progress)
         self.info = self._connection.info
