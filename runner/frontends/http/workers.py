@@ -67,8 +67,8 @@ def _shared_services(catalog: Catalog) -> tuple[SharedService, ...]:
         engine = service.engine if isinstance(service, ChatPipeline) else None
         if not isinstance(engine, ProcessEngine | Replicas) or engine.socket_path is None:
             raise UsageError(
-                f"--http-workers needs an engine with a process of its own to share; out={service.info.name} has none; "
-                "leave --http-workers out"
+                f"--http-workers needs an engine process that several launchers can share; out={service.info.name} "
+                "has none; leave --http-workers out"
             )
         engine.restart_eagerly = True  # no request of ours would make it start again
         shared = SharedService(
