@@ -121,9 +121,8 @@ class RemoteEngine:
 
     async def _open(self, worker: Worker, answer: _Answer) -> ResponseStream:
         body: dict[str, Any] = encode_request(answer.request, self._model, self._eos_token_ids, self._mdcsum)
-        stream = await self._client.open(worker.instance, answer.request.id, body, trace_headers())
-        worker.streams.add(stream)
-        return stream
+        headers = trace_headers()
+        return await self._client.open(worker.instance, answer.request.id, body, headers, streams=worker.streams)
 
     def _lost(self, worker: Worker, answer: _Answer, error: Exception) -> None:
         """Prepare the next attempt. Raises what the answer ends with when there can be none."""

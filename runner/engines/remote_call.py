@@ -43,8 +43,8 @@ class RemoteCall:
             self._pool.enter(worker, 0)
             stream: ResponseStream | None = None
             try:
-                stream = await self._client.open(worker.instance, request_id, body, trace_headers())
-                worker.streams.add(stream)
+                headers = trace_headers()
+                stream = await self._client.open(worker.instance, request_id, body, headers, streams=worker.streams)
                 while items := await stream.take():
                     self._has_begun = True
                     for item in items:

@@ -32,9 +32,18 @@ class NetClient:
         await self._home.start()
 
     async def open(
-        self, instance: Instance, request_id: str, body: dict[str, Any], headers: Mapping[str, str]
+        self,
+        instance: Instance,
+        request_id: str,
+        body: dict[str, Any],
+        headers: Mapping[str, str],
+        *,
+        streams: set[ResponseStream] | None = None,
     ) -> ResponseStream:
         """Send a request; returns when the worker has called home and taken it. The caller closes the stream.
+
+        The stream is in `streams` from the start, so that whoever watches a worker sees those that wait for it to call;
+        the caller takes it out, unless this raises.
 
         `request_id` is for people. On the wire each attempt has an id of its own: a worker of Dynamo's fails when two
         live requests have the same one, be it the client's doing or that of an attempt that broke here and not there.
@@ -43,6 +52,8 @@ class NetClient:
         Raises Unreachable, Refused, TooLarge, StreamBroken, StreamRefused.
         """
         stream = self._home.expect(instance.codec)
+        streams = set() if streams is None else streams
+        streams.add(stream)
         request_id = f"{request_id}-{secrets.token_hex(6)}"
         control = {
             "id": request_id,
@@ -59,6 +70,7 @@ class NetClient:
             await self._planes[instance.plane].send(instance, frame, headers)
             await self._opened(stream)
         except BaseException:
+            streams.discard(stream)
             stream.close()
             raise
         return stream

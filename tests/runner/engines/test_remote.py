@@ -8,11 +8,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 
 from model_cards.card import ModelCard
 from runner.engines import echo, mocker
 from runner.engines.base import Engine, EngineOptions, EngineSpec
+from runner.engines.remote_pool import Worker
 from runner.errors import EngineBusy, EngineDied, EngineFailed, RequestError, UnsupportedField
 from runner.net.routing import Router
 from runner.types import EngineInfo, GuidedDecoding, SamplingParams, TokenDelta, TokenRequest
@@ -127,6 +129,30 @@ async def test_a_busy_worker_is_left_for_another_and_is_not_down() -> None:
     assert all(worker.down is None for worker in cluster.pool.workers)
     with pytest.raises(EngineBusy, match="queue is full"):
         await _with([Prefix(0, EngineBusy("queue is full"))], _request())
+
+
+async def test_a_worker_that_takes_a_request_and_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.net.client.CALL_HOME_S", 60.0)
+
+    async def take_and_die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        server.close()
+        writer.write(bytes(4))
+        writer.close()
+
+    server = await asyncio.start_server(take_and_die, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    cluster = InProcess([Prefix()])
+    await cluster.start()
+    well = cluster.pool.workers[0]
+    dying = msgspec.structs.replace(well.instance, id=0, target=f"{host}:{port}/0/x")
+    cluster.pool.add(Worker(dying, is_own=True, max_running=8))
+    try:
+        assert await _ids(cluster, _request()) == prefix_answer([1, 2, 3], 40)
+        assert [worker.num_requests for worker in cluster.pool.workers] == [1, 1]
+        assert not any(worker.streams for worker in cluster.pool.workers)
+    finally:
+        await cluster.close()
 
 
 async def test_a_broken_answer_goes_on_elsewhere_without_a_lost_or_doubled_token() -> None:
