@@ -158,7 +158,9 @@ def _read_tool_choice(field: str, value: Any) -> str:
 
 
 def _read_response_format(field: str, value: Any) -> GuidedDecoding | None:
-    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        bad(field, value, 'an object such as {"type": "json_object"}')
+    kind = value.get("type")
     if kind == "text":
         return None
     if kind == "json_object" and "schema" not in value:

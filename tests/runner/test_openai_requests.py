@@ -190,6 +190,11 @@ def test_what_is_not_built_is_refused_with_the_next_step(field: str, value: Any,
     assert says in str(caught.value)
 
 
+def test_a_response_format_that_is_no_object_is_quoted() -> None:
+    with pytest.raises(RequestError, match="response_format: got 'json_object', allowed is an object"):
+        chat(response_format="json_object")
+
+
 def test_lenient_warns_instead() -> None:
     call = parse_chat({"messages": HELLO, "frobnicate": 1, "suffix": "x", "top_k": 3}, request_id="r", lenient=True)
     assert call.requests[0].sampling.top_k == 3
