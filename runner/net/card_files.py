@@ -223,7 +223,7 @@ async def _fetch(name: str, file: CardFile, folder: Path) -> None:
                 if len(data) > file.size:
                     break
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        raise RecordError(f"{name} cannot be fetched from {file.url}: {error!r}") from error
+        raise RecordError(f"{name} cannot be fetched from {file.url}: {str(error) or repr(error)}") from error
     if len(data) != file.size or blake3(data).hexdigest() != file.blake3:
         raise RecordError(f"{name} from {file.url} does not match its checksum")
     try:

@@ -39,6 +39,8 @@ async def test_an_ingress_needs_no_copy_of_the_model(tmp_path: Path) -> None:
             await fetch_card(outside, tmp_path)
     finally:
         await server.close()
+    with pytest.raises(RecordError, match=r"cannot be fetched from http:\S+: Cannot connect to host"):
+        await fetch_card(own, tmp_path / "later")
 
 
 def test_a_card_of_another_is_not_ours_and_a_bad_one_is_named() -> None:
