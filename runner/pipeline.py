@@ -196,7 +196,7 @@ class ChatPipeline:
         if request.echo and sampling.logprobs is not None:
             reporter("echo with logprobs", True)
         adapter = self._capabilities.check_adapter(request.adapter, reporter)
-        for field in prompts.unread(request):
+        for field in await prompts.unread(request):
             reporter.unread(field)
         prompt_ids = await prompts.token_ids(request)
         max_tokens = prompts.answer_tokens(len(prompt_ids), request.max_tokens)

@@ -88,10 +88,14 @@ class PromptBuilder:
         except CardError as error:
             raise TemplateFailed(str(error), field="messages") from error
 
-    def unread(self, request: ChatRequest) -> list[str]:
+    async def unread(self, request: ChatRequest) -> list[str]:
         """Fields of the request that its chat template never looks at, so that the model would not see them."""
         asked = [name for name in ("tools", "documents") if request.messages is not None and getattr(request, name)]
+        if not asked:
+            return asked
         try:
+            if request.chat_template is not None:  # a stranger's: compiling it takes its time
+                await asyncio.to_thread(self._template_of, request)
             return [name for name in asked if not self._template_of(request).reads(name)]
         except CardError as error:
             raise TemplateFailed(str(error), field="messages") from error
