@@ -51,14 +51,16 @@ class Program:
         assert status == 200, body
         return str(body["choices"][0]["message"]["content"])
 
-    async def stream_end(self) -> tuple[float, bytes]:
-        """When a long stream ended (monotonic), and its last bytes."""
+    async def stream_end(self, begun: asyncio.Event | None = None) -> tuple[float, bytes]:
+        """When a long stream ended (monotonic), and its last bytes. `begun` is set at the first."""
         body = {**CHAT, "stream": True, "max_tokens": 900, "ignore_eos": True}
         last = b""
         with contextlib.suppress(aiohttp.ClientError):
             async with self.client.post(self.url + "/v1/chat/completions", json=body) as response:
                 async for line in response.content:
                     last = line.strip() or last
+                    if begun is not None:
+                        begun.set()
         return time.monotonic(), last
 
 

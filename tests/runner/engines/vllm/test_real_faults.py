@@ -177,9 +177,12 @@ async def test_five_thousand_fuzzed_requests_over_http() -> None:
 
 
 async def _streams(program: Program, number: int) -> list[asyncio.Task[tuple[float, bytes]]]:
-    tasks = [asyncio.create_task(program.stream_end()) for _ in range(number)]
-    await asyncio.sleep(0.5)
-    assert not any(task.done() for task in tasks)
+    """All have begun: one that comes after the engine's death would be answered by the next."""
+    begun = [asyncio.Event() for _ in range(number)]
+    tasks = [asyncio.create_task(program.stream_end(event)) for event in begun]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*[event.wait() for event in begun])
+    assert not any(task.done() for task in tasks), [task.result() for task in tasks if task.done()][:3]
     return tasks
 
 
